@@ -1,0 +1,32 @@
+# Two commands, each enough on a fresh clone with Python 3.11 or newer:
+#   make figures   execute every notebook in order, rewrite its outputs and figures/
+#   make test      check the style, run the unit tests and run every notebook as a test
+# PYTHON=python3.12 make ... picks the interpreter; L3_PRESET=laptop or gpu runs larger experiments.
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+# Two processes with one thread each are faster here than one process with two.
+TEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 2 --durations=5
+
+.PHONY: figures test clean
+
+figures: $(READY)
+	$(BIN)/python -m l3paper.notebooks
+
+test: $(READY)
+	$(BIN)/ruff check --quiet .
+	$(BIN)/ruff format --check --quiet .
+	$(TEST) tests
+	$(TEST) --nbmake notebooks
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "$(PYTHON) must be Python 3.11 or newer; name another with PYTHON=..."; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[pinned]'
+	@touch $@
+
+clean:
+	rm -rf .venv

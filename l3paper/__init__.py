@@ -1,0 +1,7 @@
+"""L3: Large Lookup Layers (arXiv:2601.21461), from equation to running code."""
+
+from l3paper.allocation import allocation_to_bounds, compute_lzw_allocation
+from l3paper.gpt import GPT, GPTConfig
+from l3paper.layer import L3Layer
+
+__all__ = ["GPT", "GPTConfig", "L3Layer", "allocation_to_bounds", "compute_lzw_allocation"]

@@ -1,0 +1,292 @@
+"""How many rows each token owns: the LZW scan of the corpus (paper, Algorithm 1).
+
+A row of the table can serve one short context of its token. The scan finds the phrases
+("codewords") that the corpus repeats most; each gives a row to the token it ends in. So a token
+that ends many frequent phrases owns many rows, and a token that ends few owns one.
+
+    sequences -> scan_codewords -> Codebook -> rows per token -> allocation_to_bounds -> bounds
+"""
+
+import operator
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+
+class Codeword(NamedTuple):
+    phrase: tuple[int, ...]
+    count: int
+
+    @property
+    def last_token(self) -> int:
+        return self.phrase[-1]
+
+
+@dataclass(frozen=True)
+class Codebook:
+    """The dictionary that a scan leaves behind, a trie whose nodes are numbered in creation order.
+
+    Nodes 0 .. vocab_size - 1 are the single tokens; node vocab_size + i extends node `parents[i]`
+    by token `tokens[i]`. `counts[n]` says how often the scan emitted the phrase of node n.
+    """
+
+    vocab_size: int
+    parents: np.ndarray  # (phrases,)
+    tokens: np.ndarray  # (phrases,)
+    counts: np.ndarray  # (vocab_size + phrases,)
+    token_counts: np.ndarray  # (vocab_size,) how often each token occurs in the corpus
+
+    def phrase(self, node: int) -> tuple[int, ...]:
+        """The token ids on the way from the root to `node`."""
+        reverse = []
+        while node >= self.vocab_size:
+            reverse.append(int(self.tokens[node - self.vocab_size]))
+            node = int(self.parents[node - self.vocab_size])
+        return (node, *reversed(reverse))
+
+    def ranked_nodes(self) -> np.ndarray:
+        """Nodes emitted at least once, by count, descending; ties in creation order."""
+        order = np.argsort(-self.counts, kind="stable")
+        return order[: np.count_nonzero(self.counts)]
+
+    def last_tokens(self, nodes: np.ndarray) -> np.ndarray:
+        """The token in which each node's phrase ends, shape of `nodes`."""
+        return np.concatenate([np.arange(self.vocab_size), self.tokens])[nodes]
+
+    def codewords(self) -> Iterator[Codeword]:
+        """The codewords in the order in which they give out rows."""
+        for node in self.ranked_nodes():
+            yield Codeword(self.phrase(node), int(self.counts[node]))
+
+
+def scan_codewords(
+    token_sequences: Iterable[Sequence[int]],
+    vocab_size: int,
+    *,
+    restart_at_mismatch: bool = False,
+    reset_at_document_end: bool = False,
+) -> Codebook:
+    """Scan every sequence (document) once and count the phrases its greedy parse emits.
+
+    From the current start the phrase grows while the dictionary knows it. At the first unknown
+    phrase, the known part counts once more, the unknown phrase enters with count 1, and the parse
+    goes on behind it. A document that ends inside a known phrase counts that phrase once more.
+
+    restart_at_mismatch: go on AT the mismatching token, as textbook LZW does. The paper's published
+        listing goes on behind it, which is the LZ78 parse.
+    reset_at_document_end: set the count of the phrase a document ends in to 1, as the published
+        listing does, whatever it was before.
+
+    Raises ValueError for a vocab_size below 1 and for ids that are no integers in 0 .. vocab_size - 1.
+    """
+    vocab_size = _whole("vocab_size", vocab_size, minimum=1)
+    # extensions[token][node] is the node that extends `node` by `token`. Keys and values are small
+    # integers, and setdefault looks a phrase up and enters it, if it is unknown, in one step.
+    extensions: list[dict[int, int]] = [{} for _ in range(vocab_size)]
+    parents: list[int] = []
+    tokens: list[int] = []
+    ends: list[tuple[int, int]] = []  # for each document that ends inside a phrase: (when, node)
+    token_counts = np.zeros(vocab_size, np.int64)
+    fresh = vocab_size  # the next node's number
+    for ids in _checked(token_sequences, vocab_size):
+        token_counts += np.bincount(ids, minlength=vocab_size)
+        stream = iter(ids.tolist())
+        for node in stream:
+            for token in stream:
+                child = extensions[token].setdefault(node, fresh)
+                if child != fresh:
+                    node = child
+                    continue
+                parents.append(node)
+                tokens.append(token)
+                fresh += 1
+                if not restart_at_mismatch:
+                    break
+                node = token
+            else:
+                ends.append((len(parents), node))
+    counts = _emissions(np.array(parents, np.int64), ends, vocab_size, reset_at_document_end)
+    return Codebook(
+        vocab_size, np.array(parents, np.int64), np.array(tokens, np.int64), counts, token_counts
+    )
+
+
+def _emissions(
+    parents: np.ndarray, ends: list[tuple[int, int]], vocab_size: int, reset: bool
+) -> np.ndarray:
+    """The count of every node: each new phrase enters with 1 and emits its parent; so does an end."""
+    nodes = vocab_size + len(parents)
+    counts = np.zeros(nodes, np.int64)
+    counts[vocab_size:] = 1
+    when, ended = np.array(ends, np.int64).reshape(-1, 2).T
+    if not reset:
+        return counts + np.bincount(parents, minlength=nodes) + np.bincount(ended, minlength=nodes)
+    counts[ended] = 1  # and of the other emissions, only those after the last reset survive
+    last_reset = np.zeros(nodes, np.int64)
+    np.maximum.at(last_reset, ended, when)
+    survivors = parents[np.arange(len(parents)) >= last_reset[parents]]
+    return counts + np.bincount(survivors, minlength=nodes)
+
+
+def compute_lzw_allocation(
+    token_sequences: Iterable[Sequence[int]],
+    vocab_size: int,
+    n_emb: int,
+    k_max: int,
+    *,
+    restart_at_mismatch: bool = False,
+    reset_at_document_end: bool = False,
+) -> list[int]:
+    """Rows per token by Algorithm 1 of the paper: a list of `vocab_size` integers in 1 .. k_max.
+
+    Every token owns one row. The codewords, by descending count, each give one more to their last
+    token, unless that owns `k_max`, until `n_emb` rows are out. The sum is
+    min(n_emb, vocab_size * k_max), with a warning where the cap keeps it below n_emb, and another
+    where the corpus runs out of codewords; the rest then goes by token frequency.
+
+    Raises ValueError for n_emb < vocab_size, k_max < 1, numbers that are not whole, and bad ids.
+    """
+    vocab_size, n_emb, k_max = _check_sizes(vocab_size, n_emb, k_max)
+    codebook = scan_codewords(
+        token_sequences,
+        vocab_size,
+        restart_at_mismatch=restart_at_mismatch,
+        reset_at_document_end=reset_at_document_end,
+    )
+    return allocate_by_codewords(codebook, n_emb, k_max)
+
+
+def allocate_by_codewords(codebook: Codebook, n_emb: int, k_max: int) -> list[int]:
+    """The second half of `compute_lzw_allocation`: rows per token from a finished scan."""
+    vocab_size, n_emb, k_max = _check_sizes(codebook.vocab_size, n_emb, k_max)
+    total = _reachable_total(vocab_size, n_emb, k_max)
+    owners = codebook.last_tokens(codebook.ranked_nodes())
+    owners = owners[_occurrence(owners) < k_max - 1][: total - vocab_size]
+    alloc = 1 + np.bincount(owners, minlength=vocab_size)
+    if missing := total - int(alloc.sum()):
+        warnings.warn(
+            f"the corpus has {len(owners)} usable codewords for {total - vocab_size} rows beyond one "
+            f"a token; the other {missing} rows are given by token frequency",
+            stacklevel=2,
+        )
+        _fill(alloc, missing, codebook.token_counts, k_max)
+    return alloc.tolist()
+
+
+def compute_frequency_allocation(
+    token_sequences: Iterable[Sequence[int]], vocab_size: int, n_emb: int, k_max: int
+) -> list[int]:
+    """Rows in proportion to token frequency, 1 to k_max each; otherwise as compute_lzw_allocation."""
+    vocab_size, n_emb, k_max = _check_sizes(vocab_size, n_emb, k_max)
+    alloc = np.ones(vocab_size, np.int64)
+    rest = _reachable_total(vocab_size, n_emb, k_max) - vocab_size
+    _fill(alloc, rest, _token_counts(token_sequences, vocab_size), k_max)
+    return alloc.tolist()
+
+
+def compute_uniform_allocation(
+    token_sequences: Iterable[Sequence[int]], vocab_size: int, n_emb: int, k_max: int
+) -> list[int]:
+    """The same number of rows for every token, up to one; the odd rows go to the most frequent."""
+    vocab_size, n_emb, k_max = _check_sizes(vocab_size, n_emb, k_max)
+    total = _reachable_total(vocab_size, n_emb, k_max)
+    alloc = np.full(vocab_size, total // vocab_size)
+    frequency = _token_counts(token_sequences, vocab_size)
+    alloc[np.argsort(-frequency, kind="stable")[: total % vocab_size]] += 1
+    return alloc.tolist()
+
+
+def allocation_to_bounds(alloc: Sequence[int]) -> torch.Tensor:
+    """Running sums, a LongTensor (vocab_size + 1,): token t owns rows bounds[t] : bounds[t + 1].
+
+    Raises ValueError for an empty allocation and for a token with less than one row.
+    """
+    rows = np.asarray(alloc)
+    if rows.ndim != 1 or rows.size == 0 or rows.dtype.kind not in "iu" or rows.min() < 1:
+        raise ValueError("alloc must be a list of whole numbers, each at least 1, one a token")
+    return torch.from_numpy(np.concatenate([[0], np.cumsum(rows)]).astype(np.int64))
+
+
+def _occurrence(values: np.ndarray) -> np.ndarray:
+    """For every element, how many equal ones stand before it."""
+    order = np.argsort(values, kind="stable")
+    ordered = values[order]
+    starts = np.searchsorted(ordered, ordered)  # of each run of equal values
+    occurrence = np.empty_like(order)
+    occurrence[order] = np.arange(len(values)) - starts
+    return occurrence
+
+
+def _fill(alloc: np.ndarray, rows: int, frequency: np.ndarray, k_max: int) -> None:
+    """Give `rows` more rows to `alloc` in place, in proportion to frequency, none above k_max.
+
+    A more frequent token gets at least as many as a rarer one, unless the cap stops it. Tokens that
+    never occur get rows, evenly, only when all others are full.
+    """
+    while rows:
+        free = np.flatnonzero(alloc < k_max)
+        weights = frequency[free]
+        if not weights.any():
+            weights = np.ones(len(free), np.int64)
+        shares = rows * weights // weights.sum()
+        if not shares.any():  # fewer rows than takers: one each, the most frequent first
+            shares[np.argsort(-weights, kind="stable")[:rows]] = 1
+        given = np.minimum(shares, k_max - alloc[free])
+        alloc[free] += given
+        rows -= int(given.sum())
+
+
+def _token_counts(token_sequences: Iterable[Sequence[int]], vocab_size: int) -> np.ndarray:
+    counts = np.zeros(vocab_size, np.int64)
+    for ids in _checked(token_sequences, vocab_size):
+        counts += np.bincount(ids, minlength=vocab_size)
+    return counts
+
+
+def _checked(token_sequences: Iterable[Sequence[int]], vocab_size: int) -> Iterator[np.ndarray]:
+    """Each sequence as an int64 array; ValueError where it is not one of ids in the vocabulary."""
+    for number, sequence in enumerate(token_sequences):
+        ids = np.asarray(sequence)
+        if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
+            raise ValueError(f"token_sequences[{number}] is no sequence of whole token ids")
+        if ids.size and not (ids.min() >= 0 and ids.max() < vocab_size):
+            wrong = ids[(ids < 0) | (ids >= vocab_size)][0]
+            raise ValueError(
+                f"token_sequences[{number}] holds id {wrong}, outside 0 .. {vocab_size - 1}"
+            )
+        yield ids.astype(np.int64)
+
+
+def _check_sizes(vocab_size: int, n_emb: int, k_max: int) -> tuple[int, int, int]:
+    vocab_size = _whole("vocab_size", vocab_size, minimum=1)
+    k_max = _whole("k_max", k_max, minimum=1)
+    n_emb = _whole("n_emb", n_emb, minimum=1)
+    if n_emb < vocab_size:
+        raise ValueError(
+            f"n_emb is {n_emb}, but each of the {vocab_size} tokens needs a row: at least {vocab_size}"
+        )
+    return vocab_size, n_emb, k_max
+
+
+def _reachable_total(vocab_size: int, n_emb: int, k_max: int) -> int:
+    total = min(n_emb, vocab_size * k_max)
+    if total < n_emb:
+        warnings.warn(
+            f"k_max = {k_max} caps {vocab_size} tokens at {total} rows in all, below n_emb = {n_emb}",
+            stacklevel=3,
+        )
+    return total
+
+
+def _whole(name: str, value: int, minimum: int) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name} is {value!r}; it must be a whole number") from None
+    if number < minimum:
+        raise ValueError(f"{name} is {number}; it must be at least {minimum}")
+    return number

@@ -1,0 +1,188 @@
+"""Text in: documents from the standard library, from files, or streamed from a dataset hub.
+
+A document is a name and a text. The name decides on which side of the train/validation split the
+document falls, so the split is the same on every machine and does not move when documents are added.
+"""
+
+import hashlib
+import json
+import sysconfig
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple
+
+SEPARATOR = "<|endoftext|>"
+"""A line of a .txt file that holds only this divides two documents."""
+
+VALIDATION_PERCENT = 5
+_SUFFIXES = (".txt", ".jsonl", ".parquet")
+_NOT_LIBRARY = {"test", "tests", "idle_test", "lib2to3", "site-packages", "dist-packages"}
+
+
+class Document(NamedTuple):
+    name: str
+    text: str
+
+
+def read_documents(source: str = "stdlib", max_bytes: int | None = None) -> list[Document]:
+    """All documents of `source`, empty ones left out, in a fixed order.
+
+    `source` is one of
+        "stdlib"            the source files of Python's standard library, without its tests
+        a path              a .txt, .jsonl (field "text") or .parquet (column "text") file, or a
+                            folder of such files
+        "hf:NAME[:CONFIG]"  the column "text" of a dataset's split "train", streamed
+
+    `max_bytes` stops the reading after that many bytes of UTF-8 text; a stream needs it.
+
+    Raises ValueError for a source that cannot be read or holds no text, and ImportError, naming the
+    extra to install, where an optional package is missing.
+    """
+    if max_bytes is not None and max_bytes < 1:
+        raise ValueError(f"max_bytes is {max_bytes}; it must be at least 1")
+    if source == "stdlib":
+        documents = _standard_library()
+    elif source.startswith("hf:"):
+        if max_bytes is None:
+            raise ValueError(f"max_bytes is needed with {source!r}: a stream is read up to there")
+        documents = _hub(source.removeprefix("hf:"))
+    else:
+        documents = _path(Path(source))
+    documents = list(_first_bytes((d for d in documents if d.text), max_bytes))
+    if not documents:
+        raise ValueError(f"data source {source!r} holds no text")
+    return documents
+
+
+def fingerprint(documents: Iterable[Document]) -> str:
+    """SHA-256 over names and texts: two corpora with the same fingerprint are the same."""
+    digest = hashlib.sha256()
+    for part in chain.from_iterable(documents):
+        data = part.encode()
+        digest.update(len(data).to_bytes(8, "little") + data)
+    return digest.hexdigest()
+
+
+def split_documents(documents: list[Document]) -> tuple[list[Document], list[Document]]:
+    """Divide into (train, validation): one document in twenty validates, chosen by its name's hash.
+
+    A corpus too small for that still gets both sides: where the hash leaves one empty, the document
+    with the smallest hash validates; a single document is cut at a line end near its 95th percent.
+    Raises ValueError for a single document without a line end to cut at.
+    """
+    if len(documents) == 1:
+        return _cut(documents[0])
+    hashes = [_name_hash(document.name) for document in documents]
+    limit = max(2**64 * VALIDATION_PERCENT // 100, min(hashes) + 1)
+    validation = [d for d, h in zip(documents, hashes, strict=True) if h < limit]
+    train = [d for d, h in zip(documents, hashes, strict=True) if h >= limit]
+    if not train:
+        return validation[1:], validation[:1]
+    return train, validation
+
+
+def _name_hash(name: str) -> int:
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
+
+
+def _cut(document: Document) -> tuple[list[Document], list[Document]]:
+    name, text = document
+    place = text.rfind("\n", 0, len(text) * (100 - VALIDATION_PERCENT) // 100) + 1
+    if place == 0:
+        raise ValueError(f"document {name!r} is the only one and has no line end to split it at")
+    return [Document(name, text[:place])], [Document(f"{name} (end)", text[place:])]
+
+
+def _first_bytes(documents: Iterable[Document], max_bytes: int | None) -> Iterator[Document]:
+    left = max_bytes
+    for name, text in documents:
+        if left is not None:
+            data = text.encode()
+            text = data[:left].decode(errors="ignore")  # a cut character is dropped
+            left -= len(data)
+        yield Document(name, text)
+        if left is not None and left <= 0:
+            return
+
+
+def _standard_library() -> Iterator[Document]:
+    root = Path(sysconfig.get_path("stdlib"))
+    for path in sorted(root.rglob("*.py")):
+        name = path.relative_to(root)
+        if not _NOT_LIBRARY.intersection(name.parts):
+            yield Document(name.as_posix(), _read_text(path))
+
+
+def _path(root: Path) -> Iterator[Document]:
+    if root.is_dir():
+        paths = sorted(p for p in root.rglob("*") if p.suffix in _SUFFIXES and p.is_file())
+        names = [p.relative_to(root).as_posix() for p in paths]
+    elif not root.is_file():
+        raise ValueError(f"data source {str(root)!r} is no file or folder, nor 'stdlib' or 'hf:NAME'")
+    elif root.suffix not in _SUFFIXES:
+        raise ValueError(f"data file {root.name!r} must end in one of {', '.join(_SUFFIXES)}")
+    else:
+        paths, names = [root], [root.name]
+    for path, name in zip(paths, names, strict=True):
+        texts = {".txt": _txt, ".jsonl": _jsonl, ".parquet": _parquet}[path.suffix](path)
+        for i, text in enumerate(texts):
+            yield Document(f"{name}#{i}", text)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"data file {path.name!r} is not UTF-8 text: {error}") from None
+
+
+def _txt(path: Path) -> Iterator[str]:
+    lines: list[str] = []
+    for line in _read_text(path).splitlines(keepends=True):
+        if line.strip() == SEPARATOR:
+            yield "".join(lines)
+            lines = []
+        else:
+            lines.append(line)
+    yield "".join(lines)
+
+
+def _jsonl(path: Path) -> Iterator[str]:
+    for number, line in enumerate(_read_text(path).split("\n"), start=1):
+        if line.strip():
+            try:
+                text = json.loads(line)["text"]
+            except (ValueError, KeyError, TypeError):
+                text = None
+            if not isinstance(text, str):
+                raise ValueError(f"{path.name}, line {number}: no JSON object with a string 'text'")
+            yield text
+
+
+def _parquet(path: Path) -> Iterator[str]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise ImportError("reading .parquet needs an extra: pip install 'l3paper[parquet]'") from None
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(columns=["text"]):
+                yield from (text for text in batch.column("text").to_pylist() if text)
+    except (pyarrow.ArrowException, KeyError, OSError) as error:
+        raise ValueError(f"data file {path.name!r} has no readable column 'text': {error}") from None
+
+
+def _hub(name: str) -> Iterator[Document]:
+    try:
+        import datasets
+    except ImportError:
+        raise ImportError("streaming 'hf:' data needs an extra: pip install 'l3paper[hf]'") from None
+    dataset, _, config = name.partition(":")
+    try:
+        rows = datasets.load_dataset(dataset, config or None, split="train", streaming=True)
+        for i, row in enumerate(rows):
+            yield Document(f"{name}#{i}", row["text"])
+    except (OSError, KeyError, ValueError, RuntimeError) as error:
+        raise ValueError(f"dataset {name!r} cannot be streamed: {error}") from error

@@ -1,0 +1,139 @@
+"""Tokens out: a corpus as two cached streams of ids, and batches cut from them."""
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from l3paper import files
+from l3paper.corpus import fingerprint, read_documents, split_documents
+from l3paper.tokenizer import END_OF_TEXT_ID, encode_documents, token_bytes, train_tokenizer
+
+_FORMAT = 1  # of the cache; a higher number leaves older folders unused
+_STREAMS = ("train", "validation")
+
+
+@dataclass(frozen=True)
+class TokenizedCorpus:
+    """A corpus after tokenizing. `train` and `validation` are id streams, shape (tokens,)."""
+
+    name: str
+    sha256: str
+    tokenizer: Tokenizer
+    train: np.ndarray
+    validation: np.ndarray
+
+    @property
+    def vocab_size(self) -> int:
+        return self.tokenizer.get_vocab_size()
+
+    @cached_property
+    def token_bytes(self) -> np.ndarray:
+        """Bytes of text behind every token, shape (vocab_size,)."""
+        return token_bytes(self.tokenizer)
+
+    @cached_property
+    def token_counts(self) -> np.ndarray:
+        """How often each token occurs in `train`, shape (vocab_size,)."""
+        return np.bincount(self.train, minlength=self.vocab_size)
+
+    def unigram_entropy(self) -> float:
+        """Nats a token of the training stream when only token frequencies are known."""
+        share = self.token_counts[self.token_counts > 0] / len(self.train)
+        return float(-(share * np.log(share)).sum())
+
+    def documents(self) -> list[np.ndarray]:
+        """The training stream cut into documents, each beginning with its end-of-text token."""
+        return np.split(self.train, np.flatnonzero(self.train == END_OF_TEXT_ID)[1:])
+
+
+def load_corpus(
+    source: str = "stdlib",
+    vocab_size: int = 4096,
+    max_bytes: int | None = None,
+    cache: Path | None = None,
+) -> TokenizedCorpus:
+    """Read, split and tokenize `source` (see `read_documents`), or take it from the cache.
+
+    The tokenizer is trained on the training documents. It and the two streams are kept in a folder
+    of `cache` (by default `files.cache_folder()`) whose name hashes all that went in. A folder that
+    is damaged or was made by something else is reported on stderr and built anew.
+
+    Raises what `read_documents`, `split_documents` and `train_tokenizer` raise.
+    """
+    documents = read_documents(source, max_bytes)
+    sha256 = fingerprint(documents)
+    key = hashlib.sha256(f"{_FORMAT} {sha256} {vocab_size}".encode()).hexdigest()[:24]
+    folder = (cache or files.cache_folder()) / key
+    name = source if source == "stdlib" or source.startswith("hf:") else Path(source).name
+    try:
+        return _load(folder, name, sha256)
+    except FileNotFoundError:
+        pass
+    except (ValueError, OSError) as error:
+        print(f"cache {folder.name} is not usable ({error}): building it anew", file=sys.stderr)
+    train, validation = split_documents(documents)
+    tokenizer = train_tokenizer((d.text for d in train), vocab_size)
+    with files.atomic_folder(folder) as new:
+        tokenizer.save(str(new / "tokenizer.json"))
+        for stream, part in zip(_STREAMS, (train, validation), strict=True):
+            np.save(new / f"{stream}.npy", encode_documents(tokenizer, [d.text for d in part]))
+        sums = {path.name: _sha256(path) for path in sorted(new.iterdir())}
+        (new / "sums.json").write_text(json.dumps(sums))
+    return _load(folder, name, sha256)
+
+
+def _load(folder: Path, name: str, sha256: str) -> TokenizedCorpus:
+    sums = json.loads((folder / "sums.json").read_text())
+    for file in ("tokenizer.json", *(f"{stream}.npy" for stream in _STREAMS)):
+        if not isinstance(sums, dict) or _sha256(folder / file) != sums.get(file):
+            raise ValueError(f"{file} is damaged")
+    streams = [np.load(folder / f"{stream}.npy", mmap_mode="r") for stream in _STREAMS]
+    return TokenizedCorpus(name, sha256, Tokenizer.from_file(str(folder / "tokenizer.json")), *streams)
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def training_batch(
+    stream: np.ndarray, batch_size: int, sequence_len: int, seed: int, step: int
+) -> tuple[Tensor, Tensor]:
+    """Inputs and targets, each (batch_size, sequence_len) long, from random places of `stream`.
+
+    The places depend on (seed, step) alone, so a run can go on from any step.
+    Raises ValueError for a stream too short to hold one sequence and its last target.
+    """
+    if len(stream) <= sequence_len:
+        raise ValueError(
+            f"the training text has {len(stream)} tokens; sequence_len = {sequence_len} needs "
+            f"{sequence_len + 1} or more"
+        )
+    starts = np.random.default_rng([seed, step]).integers(len(stream) - sequence_len, size=batch_size)
+    windows = stream[starts[:, None] + np.arange(sequence_len + 1)].astype(np.int64)
+    batch = torch.from_numpy(windows)
+    return batch[:, :-1], batch[:, 1:]
+
+
+def validation_batches(
+    stream: np.ndarray, batch_size: int, sequence_len: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Every token of `stream` but the first as a target exactly once; -1 fills up the last rows."""
+    targets_left = len(stream) - 1
+    rows = -(-targets_left // sequence_len)
+    padded = np.zeros(rows * sequence_len + 1, np.int64)
+    padded[: len(stream)] = stream
+    inputs = torch.from_numpy(padded[:-1].reshape(rows, sequence_len))
+    padded_targets = padded[1:].copy()
+    padded_targets[targets_left:] = -1
+    targets = torch.from_numpy(padded_targets.reshape(rows, sequence_len))
+    yield from zip(inputs.split(batch_size), targets.split(batch_size), strict=True)

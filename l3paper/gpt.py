@@ -1,0 +1,251 @@
+"""A small GPT with L3 layers between its blocks, in the spirit of nanochat.
+
+Rotary positions, queries and keys normalised, ReLU squared, RMSNorm without gains, embedding and
+head untied, grouped-query attention, soft-capped logits, no biases.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from l3paper.layer import L3Layer, rms_norm
+from l3paper.loss import linear_cross_entropy, soft_cap
+from l3paper.optim import MuonAdamW
+
+LOGIT_CAP = 15.0
+ROTARY_BASE = 10_000.0
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """Sizes of a GPT; the fields l3_* concern its L3 layers.
+
+    l3_after_layers names the blocks, counted from 0 and separated by commas, behind each of which
+    an L3 layer sits; "" for none. l3_d_up = 0 stands for 4 * n_embd, l3_d_emb = 0 for n_embd.
+
+    Raises ValueError for sizes that are too small or do not fit together.
+    """
+
+    sequence_len: int = 1024
+    vocab_size: int = 50304
+    n_layer: int = 12
+    n_head: int = 6
+    n_kv_head: int = 6
+    n_embd: int = 768
+    l3_after_layers: str = ""
+    l3_n_emb: int = 0
+    l3_d_up: int = 0
+    l3_k_max: int = 512
+    l3_tie_kv: bool = True
+    l3_d_emb: int = 0
+
+    def __post_init__(self):
+        for name in ("sequence_len", "vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.n_embd % self.n_head or self.head_dim % 2:
+            raise ValueError(
+                f"n_embd = {self.n_embd} over n_head = {self.n_head} is no even whole head width"
+            )
+        if self.n_head % self.n_kv_head:
+            raise ValueError(f"n_kv_head is {self.n_kv_head}; it must divide n_head = {self.n_head}")
+        if not self.l3_blocks:
+            return
+        if self.l3_n_emb < self.vocab_size:
+            raise ValueError(
+                f"l3_n_emb is {self.l3_n_emb}; every token needs a row: at least {self.vocab_size}"
+            )
+        if self.l3_k_max < 1:
+            raise ValueError(f"l3_k_max is {self.l3_k_max}; it must be at least 1")
+        for name in ("l3_d_up", "l3_d_emb"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0")
+
+    @property
+    def head_dim(self) -> int:
+        return self.n_embd // self.n_head
+
+    @property
+    def l3_blocks(self) -> list[int]:
+        """`l3_after_layers` as ascending block numbers."""
+        if not self.l3_after_layers.strip():
+            return []
+        try:
+            blocks = sorted(int(part) for part in self.l3_after_layers.split(","))
+        except ValueError:
+            raise ValueError(
+                f"l3_after_layers is {self.l3_after_layers!r}; give block numbers such as '2' or '1,3'"
+            ) from None
+        if blocks[0] < 0 or blocks[-1] >= self.n_layer or len(set(blocks)) < len(blocks):
+            raise ValueError(
+                f"l3_after_layers is {self.l3_after_layers!r}; "
+                f"give different blocks out of 0 .. {self.n_layer - 1}"
+            )
+        return blocks
+
+
+class CausalSelfAttention(nn.Module):
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.head_dim = config.head_dim
+        kv_width = config.n_kv_head * config.head_dim
+        self.c_q = nn.Linear(config.n_embd, config.n_embd, bias=False)
+        self.c_k = nn.Linear(config.n_embd, kv_width, bias=False)
+        self.c_v = nn.Linear(config.n_embd, kv_width, bias=False)
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=False)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        q, k, v = (
+            linear(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, heads, T, head_dim)
+            for linear in (self.c_q, self.c_k, self.c_v)
+        )
+        q, k = rms_norm(rotate(q, cos, sin)), rms_norm(rotate(k, cos, sin))
+        grouped = q.shape[1] != k.shape[1]
+        y = F.scaled_dot_product_attention(q, k, v.to(q.dtype), is_causal=True, enable_gqa=grouped)
+        return self.c_proj(y.transpose(1, 2).flatten(2))  # (B, T, C)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary position embedding of x (..., T, head_dim); cos and sin (T, head_dim / 2)."""
+    left, right = x.chunk(2, dim=-1)
+    return torch.cat([left * cos + right * sin, right * cos - left * sin], dim=-1)
+
+
+class MLP(nn.Module):
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=False)
+        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c_proj(self.c_fc(x).relu().square())  # (B, T, C)
+
+
+class Block(nn.Module):
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.attn = CausalSelfAttention(config)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        x = x + self.attn(rms_norm(x), cos, sin)
+        return x + self.mlp(rms_norm(x))  # (B, T, C)
+
+
+class GPT(nn.Module):
+    """Decoder-only transformer; `l3_layers[str(i)]`, where there is one, follows block i.
+
+    The model initialises itself. Its L3 layers need `set_l3_bounds`, or each its own `set_bounds`,
+    before the first forward pass.
+    """
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.config = config
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.l3_layers = nn.ModuleDict(
+            {
+                str(i): L3Layer(
+                    config.n_embd,
+                    config.l3_n_emb,
+                    config.l3_d_up or 4 * config.n_embd,
+                    config.l3_tie_kv,
+                    config.l3_d_emb or config.n_embd,
+                )
+                for i in config.l3_blocks
+            }
+        )
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.register_buffer("cos", None, persistent=False)
+        self.register_buffer("sin", None, persistent=False)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Draw every parameter anew; with all projections back into the stream at zero."""
+        nn.init.normal_(self.wte.weight)
+        nn.init.normal_(self.lm_head.weight, std=0.001)
+        for block in self.blocks:
+            attn, mlp = block.attn, block.mlp
+            for linear in (attn.c_q, attn.c_k, attn.c_v, mlp.c_fc):
+                nn.init.normal_(linear.weight, std=self.config.n_embd**-0.5)
+            nn.init.zeros_(attn.c_proj.weight)
+            nn.init.zeros_(mlp.c_proj.weight)
+        for layer in self.l3_layers.values():
+            layer.reset_parameters()
+        half = torch.arange(0, self.config.head_dim, 2, device=self.device)
+        position = torch.arange(self.config.sequence_len, device=self.device)
+        angle = torch.outer(position, ROTARY_BASE ** (-half / self.config.head_dim))
+        self.cos, self.sin = angle.cos(), angle.sin()  # (sequence_len, head_dim / 2)
+
+    @property
+    def device(self) -> torch.device:
+        return self.wte.weight.device
+
+    def set_l3_bounds(self, bounds: Tensor) -> None:
+        """Give every L3 layer the same allocation, a LongTensor (vocab_size + 1,)."""
+        if len(bounds) != self.config.vocab_size + 1:
+            raise ValueError(
+                f"bounds have {len(bounds)} entries; they must be vocab_size + 1 = "
+                f"{self.config.vocab_size + 1}"
+            )
+        for layer in self.l3_layers.values():
+            layer.set_bounds(bounds)
+
+    def hidden_states(self, idx: Tensor) -> Tensor:
+        """Token ids (B, T) to the normalised last hidden states (B, T, C)."""
+        if idx.ndim != 2 or idx.shape[1] > self.config.sequence_len:
+            raise ValueError(
+                f"idx has shape {tuple(idx.shape)}; it must be (batch, time), "
+                f"time at most sequence_len = {self.config.sequence_len}"
+            )
+        x = rms_norm(self.wte(idx))  # (B, T, C)
+        cos, sin = (table[: idx.shape[1]].to(x.dtype) for table in (self.cos, self.sin))
+        for i, block in enumerate(self.blocks):
+            x = block(x, cos, sin)
+            if str(i) in self.l3_layers:
+                x = x + self.l3_layers[str(i)](x, idx)
+        return rms_norm(x)
+
+    def forward(self, idx: Tensor, targets: Tensor | None = None) -> Tensor:
+        """Logits (B, T, vocab_size) in float32 or better; with targets (B, T), the mean loss.
+
+        The loss is in nats a token, over the targets that are not -1, and never holds all logits.
+        """
+        hidden = self.hidden_states(idx)
+        if targets is not None:
+            return linear_cross_entropy(
+                hidden.flatten(0, 1), self.lm_head.weight, targets.flatten(), LOGIT_CAP
+            )
+        logits = self.lm_head(hidden)
+        return soft_cap(logits if logits.dtype == torch.float64 else logits.float(), LOGIT_CAP)
+
+    def setup_optimizer(
+        self,
+        matrix_lr: float = 0.02,
+        embedding_lr: float = 0.2,
+        head_lr: float = 0.004,
+        table_lr: float = 0.02,
+        weight_decay: float = 0.0,
+    ) -> MuonAdamW:
+        """One optimizer for all parameters: matrices under Muon, the rest under AdamW.
+
+        The AdamW rates are for width 768 and scale with 1 / sqrt(width), as in nanochat; Muon's
+        orthogonal updates keep their size at any width. `weight_decay` applies to the matrices.
+        """
+        scale = (self.config.n_embd / 768) ** -0.5
+        tables, matrices = [], list(self.blocks.parameters())
+        for layer in self.l3_layers.values():
+            tables += dict.fromkeys(layer.tables())  # once, where keys and values are tied
+            matrices += [layer.w_up.weight, layer.w_mix.weight]
+        adamw = {
+            "embedding": ([self.wte.weight], embedding_lr * scale),
+            "head": ([self.lm_head.weight], head_lr * scale),
+            "table": (tables, table_lr * scale),
+        }
+        return MuonAdamW(
+            {"name": "matrix", "params": matrices, "lr": matrix_lr, "weight_decay": weight_decay},
+            [dict(name=name, params=ps, lr=lr) for name, (ps, lr) in adamw.items() if ps],
+        )

@@ -1,0 +1,165 @@
+"""The L3 layer: a lookup into the token's own rows, mixed with the residual stream.
+
+code          paper        meaning
+----          -----        -------
+n_embd        d_in, d_out  width of the residual stream
+n_emb         v            rows of the table, all tokens together
+d_emb         d_emb        width of a value row
+d_up          d_up         width after the up-projection
+bounds        -            token t owns rows bounds[t] : bounds[t + 1]
+kv_weight     W_K = W_V    the table, tied; k_weight and v_weight when untied
+w_up, w_mix   W_up, W_mix  the two projections
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from l3paper.lookup import LOOKUPS, Lookup
+
+
+def rms_norm(x: Tensor) -> Tensor:
+    """RMSNorm over the last dimension, without gains."""
+    return F.rms_norm(x, (x.shape[-1],))
+
+
+class L3Layer(nn.Module):
+    """Large Lookup Layer (paper, section 3).
+
+        delta = W_mix [ Norm(W_up(V_t^T softmax(K_t Norm(x)))) ; x ]
+
+    `forward` returns delta; the model adds it: x = x + layer(x, token_ids). The norms carry no
+    gains: those of the first would fold into the keys, those of the second into W_mix.
+
+    Args:
+        n_embd: width of the residual stream.
+        n_emb: rows of the table.
+        d_up: width after the up-projection.
+        tie_kv: one table serves as keys and values; d_emb is then n_embd.
+        d_emb: width of a value row when untied; n_embd by default.
+        lookup: a name in `l3paper.lookup.LOOKUPS`, or a function with that signature.
+
+    `set_bounds` must give every token its rows before the first forward pass. A state dict carries
+    the bounds, so a layer that loads one needs no set_bounds.
+
+    Raises ValueError for sizes below 1, an unknown lookup, and a tied table with another d_emb.
+    """
+
+    bounds: Tensor | None
+
+    def __init__(
+        self,
+        n_embd: int,
+        n_emb: int,
+        d_up: int,
+        tie_kv: bool = True,
+        d_emb: int | None = None,
+        lookup: str | Lookup = "blocked",
+    ):
+        super().__init__()
+        d_emb = n_embd if d_emb is None else d_emb
+        for name, size in dict(n_embd=n_embd, n_emb=n_emb, d_up=d_up, d_emb=d_emb).items():
+            if size < 1:
+                raise ValueError(f"{name} is {size}; it must be at least 1")
+        if tie_kv and d_emb != n_embd:
+            raise ValueError(f"d_emb is {d_emb}, but tied keys and values need n_embd = {n_embd}")
+        if not callable(lookup) and lookup not in LOOKUPS:
+            raise ValueError(f"lookup is {lookup!r}; choose one of {', '.join(LOOKUPS)}")
+        self.n_embd, self.n_emb, self.d_up, self.d_emb = n_embd, n_emb, d_up, d_emb
+        self.tie_kv = tie_kv
+        self.lookup = lookup if callable(lookup) else LOOKUPS[lookup]
+        if tie_kv:
+            self.kv_weight = nn.Parameter(torch.empty(n_emb, n_embd))
+        else:
+            self.k_weight = nn.Parameter(torch.empty(n_emb, n_embd))
+            self.v_weight = nn.Parameter(torch.empty(n_emb, d_emb))
+        self.w_up = nn.Linear(d_emb, d_up, bias=False)
+        self.w_mix = nn.Linear(d_up + n_embd, n_embd, bias=False)
+        self.register_buffer("bounds", None)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Key scores start with unit variance; W_mix starts at zero, so the layer is a no-op."""
+        keys, values = self.tables()
+        nn.init.normal_(keys, std=self.n_embd**-0.5)
+        if values is not keys:
+            nn.init.normal_(values, std=self.d_emb**-0.5)
+        nn.init.normal_(self.w_up.weight, std=self.d_emb**-0.5)
+        nn.init.zeros_(self.w_mix.weight)
+
+    def tables(self) -> tuple[Tensor, Tensor]:
+        """(keys, values), shapes (n_emb, n_embd) and (n_emb, d_emb); one tensor twice when tied."""
+        return (self.kv_weight,) * 2 if self.tie_kv else (self.k_weight, self.v_weight)
+
+    def set_bounds(self, bounds: Tensor) -> None:
+        """Say which rows every token owns: a LongTensor (vocab_size + 1,).
+
+        Raises ValueError unless bounds start at 0, rise with every token and end at n_emb.
+        """
+        if complaint := self._complaint(bounds):
+            raise ValueError(complaint)
+        # A clone: what the caller does to its tensor later must not move our rows.
+        self.bounds = bounds.detach().clone().to(self.w_up.weight.device)
+
+    def forward(self, x: Tensor, token_ids: Tensor) -> Tensor:
+        """x (..., n_embd) and token_ids (...) to the residual's delta (..., n_embd).
+
+        Raises ValueError before set_bounds, for shapes that do not fit, and for ids outside the
+        vocabulary.
+        """
+        self._check_input(x, token_ids)
+        query = rms_norm(x).flatten(0, -2)  # (N, n_embd)
+        found = self.lookup(query, token_ids.flatten(), self.bounds, *self.tables())  # (N, d_emb)
+        up = rms_norm(self.w_up(found)).view(*x.shape[:-1], self.d_up)  # (..., d_up)
+        return self.w_mix(torch.cat([up, x], dim=-1))  # (..., n_embd)
+
+    def extra_repr(self) -> str:
+        return (
+            f"n_embd={self.n_embd}, n_emb={self.n_emb}, d_up={self.d_up}, d_emb={self.d_emb}, "
+            f"tie_kv={self.tie_kv}"
+        )
+
+    def _complaint(self, bounds: Tensor) -> str | None:
+        if not isinstance(bounds, Tensor) or bounds.dtype != torch.long or bounds.ndim != 1:
+            return "bounds must be a one-dimensional LongTensor: see allocation_to_bounds"
+        if len(bounds) < 2 or bounds[0] != 0 or bounds[-1] != self.n_emb:
+            ends = bounds[[0, -1]].tolist() if len(bounds) else []
+            return f"bounds run over {ends}; they must start at 0 and end at n_emb = {self.n_emb}"
+        if not (bounds.diff() >= 1).all():
+            token = int((bounds.diff() < 1).nonzero()[0])
+            return f"bounds must rise: token {token} owns no row"
+        return None
+
+    def _check_input(self, x: Tensor, token_ids: Tensor) -> None:
+        if self.bounds is None:
+            raise ValueError("the layer has no bounds yet: call set_bounds(allocation_to_bounds(...))")
+        if x.shape[-1] != self.n_embd or x.shape[:-1] != token_ids.shape:
+            raise ValueError(
+                f"x has shape {tuple(x.shape)} and token_ids {tuple(token_ids.shape)}; "
+                f"they must be (..., {self.n_embd}) and (...)"
+            )
+        vocab_size = len(self.bounds) - 1
+        if token_ids.numel() and not 0 <= token_ids.min() <= token_ids.max() < vocab_size:
+            raise ValueError(
+                f"token_ids span {int(token_ids.min())} .. {int(token_ids.max())}; "
+                f"the bounds cover 0 .. {vocab_size - 1}"
+            )
+
+    def _load_from_state_dict(
+        self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+    ):
+        """Take over the state dict's bounds, whatever vocabulary they are for, once they are valid.
+
+        A state dict without bounds leaves the layer's own in place.
+        """
+        bounds = state_dict.get(prefix + "bounds")
+        if bounds is not None:
+            if complaint := self._complaint(bounds):
+                error_msgs.append(f"{prefix}bounds: {complaint}")
+                return
+            self.bounds = torch.empty_like(bounds, device=self.w_up.weight.device)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        if bounds is None and prefix + "bounds" in missing_keys:
+            missing_keys.remove(prefix + "bounds")

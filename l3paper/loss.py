@@ -1,0 +1,78 @@
+"""Cross-entropy from hidden states, a chunk of positions at a time.
+
+The logits (positions x vocabulary) are by far the largest tensor of a training step. Their gradient
+is known as soon as they are, so each chunk of them is made, turned into gradients of the hidden
+states and of the head, and dropped: no more than a chunk ever exists.
+"""
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+CHUNK_NUMBERS = 2**20
+"""Logits held at a time: 4 MB in float32, which stays in a CPU's cache."""
+
+
+def soft_cap(logits: Tensor, cap: float) -> Tensor:
+    """Squash logits smoothly into -cap .. cap."""
+    return cap * torch.tanh(logits / cap)
+
+
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, cap: float, ignore_index: int = -1
+) -> Tensor:
+    """Mean over targets of cross_entropy(soft_cap(hidden @ weight.T), targets), in nats.
+
+    hidden (N, C), weight (V, C), targets (N,) -> scalar in float32 (float64 for float64 input).
+    Targets equal to `ignore_index` do not count. Gradients flow to hidden and weight, once: a
+    second derivative raises RuntimeError.
+    Raises ValueError where no target counts.
+    """
+    if torch.is_autocast_enabled(hidden.device.type):
+        hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
+    kept = targets != ignore_index
+    if not kept.any():
+        raise ValueError(f"targets are all {ignore_index} (ignored): there is nothing to average")
+    with_gradient = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+    return _LinearCrossEntropy.apply(hidden, weight, targets, kept, cap, with_gradient)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden, weight, targets, kept, cap, with_gradient):
+        matrix = weight.to(hidden.dtype)
+        total = torch.zeros((), device=hidden.device, dtype=_precise(hidden.dtype))
+        count = kept.sum()
+        if with_gradient:
+            grad_hidden = torch.empty_like(hidden)
+            grad_weight = torch.zeros_like(weight)
+        step = max(1, CHUNK_NUMBERS // len(weight))
+        for start in range(0, len(hidden), step):
+            part = slice(start, start + step)
+            keep = kept[part, None]  # (n, 1)
+            target = targets[part, None].where(keep, 0)  # (n, 1)
+            logits = (hidden[part] @ matrix.T).to(total.dtype)  # (n, V)
+            capped = logits.div_(cap).tanh_()  # soft_cap(logits) / cap
+            slope = 1 - capped.square() if with_gradient else None
+            capped.mul_(cap)
+            log_z = capped.logsumexp(dim=-1, keepdim=True)  # (n, 1)
+            total += ((log_z - capped.gather(1, target)) * keep).sum()
+            if with_gradient:
+                grad = capped.sub_(log_z).exp_()  # the softmax
+                grad.scatter_add_(1, target, torch.full_like(log_z, -1.0))
+                grad = grad.mul_(slope).mul_(keep / count.to(grad.dtype)).to(hidden.dtype)
+                torch.mm(grad, matrix, out=grad_hidden[part])
+                grad_weight += grad.T @ hidden[part]
+        if with_gradient:
+            ctx.save_for_backward(grad_hidden, grad_weight)
+        return total / count
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_loss):
+        grad_hidden, grad_weight = ctx.saved_tensors
+        return grad_hidden * grad_loss, grad_weight * grad_loss, None, None, None, None
+
+
+def _precise(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32

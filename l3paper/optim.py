@@ -1,0 +1,41 @@
+"""Muon for the matrices and AdamW for everything else, behind one optimizer's face."""
+
+import torch
+from torch.optim import AdamW, Muon
+
+
+class MuonAdamW(torch.optim.Optimizer):
+    """`torch.optim.Muon` and `torch.optim.AdamW` side by side; each parameter belongs to one.
+
+    Its param_groups are those of the two, so learning-rate schedulers reach all of them.
+
+    Args:
+        matrices: the param group for Muon, whose parameters all have two dimensions.
+        others: the param groups for AdamW.
+    """
+
+    def __init__(self, matrices: dict, others: list[dict]):
+        self.muon = Muon([matrices], momentum=0.95)
+        self.adamw = AdamW(others, betas=(0.8, 0.95), eps=1e-10, weight_decay=0.0)
+        super().__init__(self._groups(), defaults={})
+
+    def _groups(self) -> list[dict]:
+        return [*self.muon.param_groups, *self.adamw.param_groups]
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self.muon.step()
+        self.adamw.step()
+        return loss
+
+    def state_dict(self) -> dict:
+        return {"muon": self.muon.state_dict(), "adamw": self.adamw.state_dict()}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        self.muon.load_state_dict(state_dict["muon"])
+        self.adamw.load_state_dict(state_dict["adamw"])
+        self.param_groups = self._groups()  # loading made new ones

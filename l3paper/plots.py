@@ -1,0 +1,62 @@
+"""One style for every figure, and the one place that saves them.
+
+`save` writes only where $L3_FIGURES names a folder, as `make figures` does: running a notebook, or
+its test, leaves the committed figures alone.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Okabe and Ito (2008): tellable apart with any common form of colour blindness."""
+
+DENSE, L3 = COLOURS[0], COLOURS[1]
+"""The same model has the same colour in all figures."""
+
+MARKERS = "osD^vPX"
+
+_STYLE = {
+    "figure.dpi": 100,
+    "savefig.dpi": 100,
+    "figure.constrained_layout.use": True,
+    "font.size": 12,
+    "axes.titlesize": 13,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "lines.linewidth": 2,
+    "lines.markersize": 6,
+    "legend.frameon": False,
+    "axes.prop_cycle": plt.cycler(color=COLOURS),
+}
+
+
+def figure(columns: int = 1, rows: int = 1, width: float = 8.0, height: float = 4.2):
+    """A figure in the house style and its axes: one, or an array of rows x columns."""
+    plt.rcParams.update(_STYLE)
+    return plt.subplots(rows, columns, figsize=(width, height))
+
+
+def save(fig: Figure, name: str) -> None:
+    """Write figures/NAME.png where $L3_FIGURES asks for it; otherwise do nothing."""
+    if folder := os.environ.get("L3_FIGURES"):
+        fig.savefig(Path(folder) / f"{name}.png", metadata={"Software": None})
+
+
+def band(
+    ax: Axes, x: Sequence[float], runs: Sequence[Sequence[float]], colour: str, label: str
+) -> None:
+    """The mean of several runs as a line, their smallest to largest value as a band around it."""
+    means = [sum(values) / len(values) for values in zip(*runs, strict=True)]
+    ax.plot(x, means, color=colour, label=label)
+    low = [min(values) for values in zip(*runs, strict=True)]
+    high = [max(values) for values in zip(*runs, strict=True)]
+    ax.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)

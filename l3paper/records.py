@@ -1,0 +1,63 @@
+"""Records of runs: one JSON file a run, with all one needs to judge it and to repeat it."""
+
+import json
+import platform
+import subprocess
+from pathlib import Path
+
+import torch
+
+from l3paper.files import atomic_write
+
+RECORDS = Path(__file__).parents[1] / "figures" / "data"
+"""Where the recorded runs of a checkout lie."""
+
+
+def environment(device: torch.device) -> dict[str, str | None]:
+    """What a run ran on: device, versions, and the commit of the code (None outside a checkout)."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    return {
+        "device": f"{device.type}: {name}",
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "commit": _commit(),
+    }
+
+
+def write_record(path: Path, record: dict) -> None:
+    """Write `record` as JSON: whole, or not at all."""
+    with atomic_write(path) as file:
+        json.dump(record, file, indent=1)
+        file.write("\n")
+
+
+def read_records(folder: str, root: Path | None = None) -> list[dict]:
+    """All records in a folder of figures/data, in the order of their file names.
+
+    Raises ValueError where there are none: nothing may be drawn from thin air.
+    """
+    paths = sorted(((root or RECORDS) / folder).glob("*.json"))
+    if not paths:
+        raise ValueError(f"no records in figures/data/{folder}: run the experiment first")
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if "model name" in line)
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", __file__)  # fails in a checkout of something else
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", "*.py")
+        return git("rev-parse", "HEAD") + (" (changed)" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,66 @@
+"""Byte-level BPE: text to token ids and back, without ever meeting an unknown character."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+END_OF_TEXT = "<|endoftext|>"
+"""The one special token. It has id 0 and stands before every document."""
+
+END_OF_TEXT_ID = 0
+MIN_VOCAB_SIZE = 257
+"""256 bytes and the special token."""
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Train a byte-level BPE of exactly `vocab_size` tokens.
+
+    Raises ValueError for a vocabulary below 257, or above what the texts support.
+    """
+    if vocab_size < MIN_VOCAB_SIZE:
+        raise ValueError(f"vocab_size is {vocab_size}; the 256 bytes and one special token need 257")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    if tokenizer.get_vocab_size() < vocab_size:
+        raise ValueError(
+            f"vocab_size is {vocab_size}, but this text supports only {tokenizer.get_vocab_size()}"
+        )
+    return tokenizer
+
+
+def encode_documents(tokenizer: Tokenizer, texts: Sequence[str]) -> np.ndarray:
+    """One stream of ids, shape (tokens,), uint16 or uint32: every text behind an END_OF_TEXT.
+
+    The words of the special token, where a text contains them, are encoded as plain text.
+    """
+    dtype = np.uint16 if tokenizer.get_vocab_size() <= 2**16 else np.uint32
+    tokenizer.encode_special_tokens = True
+    stream = [np.empty(0, dtype)]
+    for start in range(0, len(texts), 64):  # encodings are far larger than their ids: a few at a time
+        batch = tokenizer.encode_batch_fast(texts[start : start + 64], add_special_tokens=False)
+        for encoding in batch:
+            stream.append(np.array([END_OF_TEXT_ID, *encoding.ids], dtype))
+    return np.concatenate(stream)
+
+
+def token_bytes(tokenizer: Tokenizer) -> np.ndarray:
+    """How many bytes of text each token stands for, shape (vocab_size,), int64; END_OF_TEXT: 0."""
+    tokens = [tokenizer.id_to_token(i) for i in range(tokenizer.get_vocab_size())]
+    lengths = np.array([len(token) for token in tokens])  # one character of this alphabet is a byte
+    lengths[END_OF_TEXT_ID] = 0
+    return lengths
+
+
+def token_text(tokenizer: Tokenizer, token_id: int) -> str:
+    """A token as a reader should see it: its text, with white space made visible."""
+    text = END_OF_TEXT if token_id == END_OF_TEXT_ID else tokenizer.decode([token_id])
+    return text.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥")

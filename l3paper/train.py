@@ -1,0 +1,245 @@
+"""Train a GPT, dense or with L3 layers: `python -m l3paper.train --help`."""
+
+import argparse
+import math
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+from tqdm import tqdm
+
+from l3paper.accounting import Accounting, account, weighted_mean_rows
+from l3paper.allocation import allocation_to_bounds, compute_lzw_allocation
+from l3paper.config import TrainConfig, add_flags, from_flags
+from l3paper.data import TokenizedCorpus, load_corpus, training_batch, validation_batches
+from l3paper.files import cache_folder
+from l3paper.generate import generate
+from l3paper.gpt import GPT
+from l3paper.optim import MuonAdamW
+from l3paper.records import environment, write_record
+
+WARMUP = 0.02
+"""Share of the steps in which the learning rate rises to its peak."""
+
+DECAY = 0.5
+"""Share of the steps, the last ones, in which it falls to zero."""
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    model: GPT
+    corpus: TokenizedCorpus
+    record: dict
+
+
+def train(config: TrainConfig, show_progress: bool = True) -> TrainedRun:
+    """Run one training from the text to the record. Losses are in nats a token.
+
+    Raises ValueError for data that cannot be used and a device that is not there.
+    """
+    device = pick_device(config.device)
+    corpus = load_corpus(config.data, config.vocab_size, config.data_bytes)
+    torch.manual_seed(config.seed)
+    model, costs = build_model(config, corpus)
+    model.to(device)
+    optimizer = model.setup_optimizer(table_lr=config.table_lr)
+    schedule = LambdaLR(
+        optimizer,
+        lambda step: config.lr_scale * learning_rate_factor(step, config.num_iterations),
+    )
+    evaluations = [_evaluation(model, corpus, config, step=0)]
+    losses, seconds = [], []
+    with tqdm(total=config.num_iterations, disable=not show_progress, unit="step") as bar:
+        for step in range(config.num_iterations):
+            begin = time.perf_counter()
+            losses.append(train_step(model, optimizer, corpus, config, step))
+            schedule.step()
+            seconds.append(time.perf_counter() - begin)
+            last = step + 1 == config.num_iterations
+            if last or (step + 1) % config.eval_every == 0:
+                evaluations.append(_evaluation(model, corpus, config, step + 1, everything=last))
+            _show(bar, config, losses, seconds, evaluations)
+    record = {
+        "config": asdict(config) | {"data": corpus.name},
+        "corpus": {
+            "name": corpus.name,
+            "sha256": corpus.sha256,
+            "train_tokens": len(corpus.train),
+            "validation_tokens": len(corpus.validation),
+            "unigram_entropy": corpus.unigram_entropy(),
+        },
+        "environment": environment(device),
+        "model": costs.summary(),
+        "train_loss": _thin(losses),
+        "evaluations": evaluations,
+        "tokens_per_second": config.batch_size * config.sequence_len / statistics.median(seconds),
+        "seconds": sum(seconds),
+        "sample": sample_text(model, corpus, new_tokens=64),
+    }
+    return TrainedRun(model, corpus, record)
+
+
+def pick_device(name: str) -> torch.device:
+    """The torch device for "cpu", "cuda" or "auto"; ValueError for others and where there is none."""
+    if name not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device is {name!r}; choose cpu, cuda or auto")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device is 'cuda', but PyTorch sees no CUDA device here")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def build_model(config: TrainConfig, corpus: TokenizedCorpus) -> tuple[GPT, Accounting]:
+    """A fresh model, its L3 layers allocated by an LZW scan of the training text, and its costs."""
+    model_config = config.model_config()
+    model = GPT(model_config)
+    if not model_config.l3_blocks:
+        return model, account(model_config)
+    alloc = compute_lzw_allocation(
+        corpus.documents(), corpus.vocab_size, model_config.l3_n_emb, model_config.l3_k_max
+    )
+    model.set_l3_bounds(allocation_to_bounds(alloc))
+    return model, account(model_config, weighted_mean_rows(alloc, corpus.token_counts))
+
+
+def learning_rate_factor(step: int, steps: int) -> float:
+    """The trapezoid: up over the first 2 % of the steps, level, down to zero over the last half."""
+    rise = (step + 1) / max(1.0, WARMUP * steps)
+    fall = (steps - step) / max(1.0, DECAY * steps)
+    return min(1.0, rise, fall)
+
+
+def train_step(
+    model: GPT, optimizer: MuonAdamW, corpus: TokenizedCorpus, config: TrainConfig, step: int
+) -> float:
+    """One batch forward, backward, and into the weights; the loss before the update."""
+    inputs, targets = training_batch(
+        corpus.train, config.batch_size, config.sequence_len, config.seed, step
+    )
+    with _precision(model):
+        loss = model(inputs.to(model.device), targets.to(model.device))
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss.item()
+
+
+@torch.no_grad()
+def evaluate(
+    model: GPT, corpus: TokenizedCorpus, batch_size: int, max_tokens: int | None = None
+) -> tuple[float, float]:
+    """(nats a token, bits a byte) on the held-out documents, or on an even sample of max_tokens."""
+    length = model.config.sequence_len
+    batches = list(validation_batches(corpus.validation, batch_size, length))
+    if max_tokens is not None:
+        wanted = max(1, max_tokens // (batch_size * length))
+        batches = batches[:: max(1, len(batches) // wanted)][:wanted]
+    size = torch.from_numpy(corpus.token_bytes)
+    nats = tokens = text_bytes = 0.0
+    for inputs, targets in batches:
+        with _precision(model):
+            loss = model(inputs.to(model.device), targets.to(model.device)).item()
+        real = targets[targets >= 0]
+        nats += loss * len(real)
+        tokens += len(real)
+        text_bytes += size[real].sum().item()
+    return nats / tokens, nats / math.log(2) / max(1.0, text_bytes)
+
+
+def sample_text(model: GPT, corpus: TokenizedCorpus, new_tokens: int) -> str:
+    """The first eight held-out tokens and what the model makes of them, as text."""
+    prompt = torch.from_numpy(corpus.validation[None, :8].astype("int64")).to(model.device)
+    with _precision(model):
+        ids = generate(model, prompt, new_tokens, temperature=0.8)
+    return corpus.tokenizer.decode(ids[0].tolist())
+
+
+def _precision(model: GPT) -> torch.autocast:
+    kind = model.device.type
+    return torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda")
+
+
+def _evaluation(model, corpus, config, step, everything=False) -> dict[str, float]:
+    limit = None if everything else config.eval_tokens
+    loss, bits = evaluate(model, corpus, config.batch_size, limit)
+    tokens = step * config.batch_size * config.sequence_len
+    return {
+        "step": step,
+        "tokens": tokens,
+        "loss": loss,
+        "bits_per_byte": bits,
+        "everything": everything,
+    }
+
+
+def _show(bar: tqdm, config: TrainConfig, losses, seconds, evaluations) -> None:
+    rate = config.batch_size * config.sequence_len / statistics.median(seconds[-20:])
+    bar.set_postfix_str(
+        f"loss {losses[-1]:.3f}, held out {evaluations[-1]['loss']:.3f} "
+        f"= {evaluations[-1]['bits_per_byte']:.3f} bits/byte, {rate:,.0f} tokens/s",
+        refresh=False,
+    )
+    bar.update()
+
+
+def _thin(losses: list[float], points: int = 100) -> list[dict[str, float]]:
+    """The training loss as means over at most `points` equal stretches."""
+    stretch = math.ceil(len(losses) / points)
+    return [
+        {"step": i + len(part), "loss": statistics.fmean(part)}
+        for i in range(0, len(losses), stretch)
+        if (part := losses[i : i + stretch])
+    ]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; exit code 2, and one line on stderr, for input that cannot be used."""
+    parser = argparse.ArgumentParser(
+        prog="python -m l3paper.train",
+        usage="%(prog)s [--preset NAME] [--record FILE] [options]",
+        description="Train a GPT with L3 layers (or, with --l3-after-layers '', without) and print "
+        "its loss on held-out text. Without a flag: four blocks and one L3 layer on the source of "
+        "Python's standard library, a few minutes on a laptop.",
+    )
+    parser.add_argument(
+        "--record",
+        type=Path,
+        metavar="FILE",
+        help="write the run's JSON record here (default: runs/ in the cache folder)",
+    )
+    try:
+        add_flags(parser)
+        given = parser.parse_args(arguments)
+        config = from_flags(given)
+        run = train(config)
+    except (ValueError, ImportError) as error:
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        return 2
+    kind = "l3" if run.model.l3_layers else "dense"
+    name = f"{kind}-depth{config.depth}-seed{config.seed}.json"
+    path = given.record or cache_folder() / "runs" / name
+    write_record(path, run.record)
+    print(report(run.record))
+    print(f"record: {path}")
+    return 0
+
+
+def report(record: dict) -> str:
+    """The end of a run in a few lines."""
+    corpus, model, last = record["corpus"], record["model"], record["evaluations"][-1]
+    return (
+        f"text sample: {record['sample']!r}\n"
+        f"unigram entropy of the training text: {corpus['unigram_entropy']:.3f} nats/token\n"
+        f"loss on all {corpus['validation_tokens']:,} held-out tokens: {last['loss']:.3f} nats/token"
+        f" = {last['bits_per_byte']:.3f} bits/byte\n"
+        f"parameters: {model['total_parameters']:,}, active {model['active_parameters']:,.0f}; "
+        f"{record['tokens_per_second']:,.0f} tokens/s over {record['seconds']:.0f} s"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
