@@ -1,0 +1,217 @@
+"""GPT with and without L3 layers."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from l3paper import GPT, GPTConfig, allocation_to_bounds, compute_lzw_allocation
+from l3paper.generate import generate
+
+DENSE = GPTConfig(sequence_len=12, vocab_size=40, n_layer=3, n_head=4, n_kv_head=2, n_embd=32)
+WITH_L3 = replace(DENSE, l3_after_layers="0,2", l3_n_emb=100, l3_d_up=16, l3_k_max=6)
+
+
+def make_model(config, seed=0):
+    torch.manual_seed(seed)
+    model = GPT(config)
+    if config.l3_blocks:
+        documents = [torch.randint(0, 40, (200,)) for _ in range(4)]
+        alloc = compute_lzw_allocation(documents, 40, config.l3_n_emb, config.l3_k_max)
+        model.set_l3_bounds(allocation_to_bounds(alloc))
+    return model
+
+
+def make_batch(seed=1):
+    torch.manual_seed(seed)
+    return torch.randint(0, 40, (2, 12)), torch.randint(0, 40, (2, 12))
+
+
+def stir(model):
+    """Replace every zero start, so that all parts of the model matter."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.2)
+    return model
+
+
+CONFIGS = pytest.mark.parametrize("config", [DENSE, WITH_L3], ids=["dense", "l3"])
+
+
+@CONFIGS
+def test_loss_is_the_cross_entropy_of_the_logits(config):
+    model = stir(make_model(config))
+    idx, targets = make_batch()
+    targets[0, :5] = -1
+    logits = model(idx)
+    assert logits.shape == (2, 12, 40)
+    expected = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
+    torch.testing.assert_close(model(idx, targets), expected)
+
+
+@CONFIGS
+def test_logits_depend_on_the_past_alone(config):
+    model = stir(make_model(config))
+    idx, _ = make_batch()
+    other = idx.clone()
+    other[:, 7] = (other[:, 7] + 1) % 40
+    same = torch.isclose(model(idx), model(other), atol=1e-6).all(dim=-1).all(dim=0)
+    assert same[:7].all()
+    assert not same[7]
+
+
+def test_rotary_positions_are_relative():
+    # Attention alone sees positions. With all tokens equal, nothing can depend on them.
+    model = stir(make_model(DENSE))
+    logits = model(torch.full((1, 12), 3))
+    torch.testing.assert_close(logits[0, 0], logits[0, -1], rtol=1e-4, atol=1e-4)
+
+
+def test_l3_starts_as_a_no_op():
+    dense, with_l3 = make_model(DENSE), make_model(WITH_L3)
+    shared = with_l3.state_dict()
+    for name, parameter in stir(dense).state_dict().items():
+        shared[name] = parameter
+    with_l3.load_state_dict(shared)
+    idx, _ = make_batch()
+    assert torch.equal(dense(idx), with_l3(idx))
+
+
+def test_without_l3_there_is_no_trace_of_it():
+    model = make_model(DENSE)
+    assert len(model.l3_layers) == 0
+    assert not any("l3" in name for name in model.state_dict())
+
+
+def test_l3_layers_are_keyed_by_the_block_before_them():
+    assert list(make_model(WITH_L3).l3_layers) == ["0", "2"]
+
+
+@CONFIGS
+def test_optimizer_holds_every_parameter_once(config):
+    model = make_model(config)
+    held = [p for group in model.setup_optimizer().param_groups for p in group["params"]]
+    assert len(held) == len({id(p) for p in held})
+    assert {id(p) for p in held} == {id(p) for p in model.parameters()}
+
+
+def test_l3_parameters_learn_after_the_first_step():
+    model = make_model(WITH_L3)
+    optimizer = model.setup_optimizer()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for step in range(3):
+        model(*make_batch(step)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    unmoved = [name for name, p in model.named_parameters() if torch.equal(p, before[name])]
+    assert unmoved == []
+
+
+@CONFIGS
+def test_state_dict_round_trip(config, tmp_path):
+    model = stir(make_model(config))
+    torch.save(model.state_dict(), tmp_path / "model.pt")
+    other = GPT(config)
+    other.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True))
+    idx, _ = make_batch()
+    assert torch.equal(model(idx), other(idx))
+
+
+def test_init_weights_draws_everything_anew():
+    model = stir(make_model(WITH_L3))
+    torch.manual_seed(7)
+    model.init_weights()
+    torch.manual_seed(7)
+    fresh = GPT(WITH_L3)  # draws default weights first, so only the distribution can agree
+    for (name, p), q in zip(model.named_parameters(), fresh.parameters(), strict=True):
+        assert p.std().item() == pytest.approx(q.std().item(), rel=0.3, abs=1e-9), name
+
+
+def test_model_built_without_storage_becomes_real():
+    with torch.device("meta"):
+        model = GPT(DENSE)
+    model.to_empty(device="cpu")
+    model.init_weights()
+    assert model(*make_batch()).isfinite()
+
+
+def test_grouped_query_attention_is_attention_with_repeated_heads():
+    grouped = stir(make_model(DENSE))
+    full = GPT(replace(DENSE, n_kv_head=4))
+    state = grouped.state_dict()
+    for name, matrix in state.items():
+        if name.endswith(("c_k.weight", "c_v.weight")):  # two heads of 8, each serving two queries
+            state[name] = matrix.view(2, 8, 32).repeat_interleave(2, dim=0).reshape(32, 32)
+    full.load_state_dict(state)
+    idx, _ = make_batch()
+    torch.testing.assert_close(full(idx), grouped(idx))
+
+
+def test_logits_are_capped():
+    model = make_model(DENSE)
+    with torch.no_grad():
+        model.lm_head.weight.normal_(std=100)
+    assert model(make_batch()[0]).abs().max() <= 15
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(n_layer=0), "n_layer is 0"),
+        (dict(n_head=3), "no even whole head width"),
+        (dict(n_embd=36), "no even whole head width"),
+        (dict(n_kv_head=3), "n_kv_head is 3; it must divide n_head = 4"),
+        (dict(l3_after_layers="3"), "different blocks out of 0 .. 2"),
+        (dict(l3_after_layers="-1"), "different blocks out of 0 .. 2"),
+        (dict(l3_after_layers="1,1"), "different blocks out of 0 .. 2"),
+        (dict(l3_after_layers="one"), "'one'; give block numbers"),
+        (dict(l3_n_emb=39), "l3_n_emb is 39; every token needs a row: at least 40"),
+        (dict(l3_k_max=0), "l3_k_max is 0"),
+        (dict(l3_d_up=-1), "l3_d_up is -1"),
+    ],
+)
+def test_bad_config(changes, message):
+    with pytest.raises(ValueError, match=message):
+        replace(WITH_L3, **changes)
+
+
+@pytest.mark.parametrize("shape", [(12,), (1, 13), (1, 2, 3)])
+def test_bad_ids(shape):
+    with pytest.raises(ValueError, match="must be \\(batch, time\\), time at most sequence_len = 12"):
+        make_model(DENSE)(torch.zeros(shape, dtype=torch.long))
+
+
+def test_bounds_of_another_vocabulary():
+    with pytest.raises(ValueError, match="bounds have 3 entries; they must be vocab_size \\+ 1 = 41"):
+        make_model(WITH_L3).set_l3_bounds(torch.tensor([0, 50, 100]))
+
+
+def test_greedy_generation_takes_the_likeliest_token():
+    model = stir(make_model(WITH_L3))
+    prompt = torch.tensor([[1, 2, 3]])
+    ids = generate(model, prompt, new_tokens=15, temperature=0)
+    assert ids.shape == (1, 18)
+    for length in range(3, 18):
+        seen = ids[:, max(0, length - 12) : length]
+        assert ids[0, length] == model(seen)[0, -1].argmax()
+
+
+def test_sampling_follows_its_seed():
+    model = stir(make_model(DENSE))
+    prompt = torch.tensor([[1], [2]])
+    first, again, other = (generate(model, prompt, 20, seed=s) for s in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((torch.zeros(1, 0, dtype=torch.long), 1), "prompt has shape"),
+        ((torch.zeros(1, 1, dtype=torch.long), 1, -1.0), "temperature is -1.0"),
+    ],
+)
+def test_bad_generation(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        generate(make_model(DENSE), *arguments)
