@@ -144,21 +144,24 @@ class GPT(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.config = config
-        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
-        self.l3_layers = nn.ModuleDict(
-            {
-                str(i): L3Layer(
-                    config.n_embd,
-                    config.l3_n_emb,
-                    config.l3_d_up or 4 * config.n_embd,
-                    config.l3_tie_kv,
-                    config.l3_d_emb or config.n_embd,
-                )
-                for i in config.l3_blocks
-            }
-        )
-        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        # Modules draw weights when they are made. Those draws must not count, so that a seed gives a
+        # model with L3 layers the same blocks, embedding and head as one without.
+        with torch.random.fork_rng(devices=[]):
+            self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+            self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+            self.l3_layers = nn.ModuleDict(
+                {
+                    str(i): L3Layer(
+                        config.n_embd,
+                        config.l3_n_emb,
+                        config.l3_d_up or 4 * config.n_embd,
+                        config.l3_tie_kv,
+                        config.l3_d_emb or config.n_embd,
+                    )
+                    for i in config.l3_blocks
+                }
+            )
+            self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.register_buffer("cos", None, persistent=False)
         self.register_buffer("sin", None, persistent=False)
         self.init_weights()
