@@ -2,7 +2,7 @@
 
 import os
 import shutil
-import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,16 +26,15 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO]:
     When the block raises, `path` keeps whatever it held and the temporary file is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = _neighbour(path)
     try:
-        with open(handle, mode, encoding=None if "b" in mode else "utf-8") as file:
+        with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -45,15 +44,18 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     A folder that stands at `path` by then is replaced. When the block raises, it is left alone.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    temporary, outdated = _neighbour(path), _neighbour(path)
+    temporary.mkdir()
     try:
         yield temporary
         if path.exists():
-            outdated = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
             os.replace(path, outdated)
-            os.replace(temporary, path)
-            shutil.rmtree(outdated)
-        else:
-            os.replace(temporary, path)
+        os.replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(outdated, ignore_errors=True)
+
+
+def _neighbour(path: Path) -> Path:
+    """A hidden name beside `path` that nobody else has."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")

@@ -7,6 +7,7 @@ again changes only what it computed. A digest of what went in makes stale output
 import argparse
 import hashlib
 import os
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -28,18 +29,23 @@ CELL_TIMEOUT = 3600
 def execute(path: Path) -> float:
     """Run a notebook in a fresh kernel and write its outputs back into it; the seconds it took.
 
-    Raises CellExecutionError, and leaves the file alone, when a cell fails.
+    Its exercises' solutions run behind it, each against its checker, and leave no trace.
+    Raises CellExecutionError, and leaves the file alone, when a cell or a solution fails.
     """
     notebook = nbformat.read(path, as_version=4)
+    shown = notebook.cells
+    notebook.cells = shown + [nbformat.v4.new_code_cell(code) for code in solutions(notebook)]
     begin = time.perf_counter()
     NotebookClient(
         notebook,
         timeout=CELL_TIMEOUT,
         kernel_name="python3",
         record_timing=False,
+        extra_arguments=["--log-level=ERROR"],
         resources={"metadata": {"path": str(path.parent)}},
     ).execute()
     seconds = time.perf_counter() - begin
+    notebook.cells = shown
     notebook.metadata = nbformat.from_dict(
         {
             "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"},
@@ -52,12 +58,23 @@ def execute(path: Path) -> float:
     return seconds
 
 
+def solutions(notebook: NotebookNode) -> list[str]:
+    """The folded solutions of the exercises, each followed by a call of its checker.
+
+    Exercise N is a cell that defines `check_N(answer)` and sets `attempt_N = None`.
+    """
+    prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    blocks = re.findall(r"<summary>Solution</summary>\s*```python\n(.*?)```", prose, re.DOTALL)
+    return [f"{block}\nassert check_{n}(attempt_{n}) == 'right'" for n, block in enumerate(blocks, 1)]
+
+
 def digest(notebook: NotebookNode) -> str:
-    """SHA-256 of a notebook's code cells and of all recorded runs: what its outputs depend on.
+    """SHA-256 of a notebook's code, its solutions and all recorded runs: what outputs depend on.
 
     The package itself is left out: its tests, and the asserts in every notebook, watch over that.
     """
     parts = [cell.source.encode() for cell in notebook.cells if cell.cell_type == "code"]
+    parts += [code.encode() for code in solutions(notebook)]
     parts += [path.read_bytes() for path in sorted(RECORDS.rglob("*.json"))]
     joined = hashlib.sha256()
     for part in parts:
