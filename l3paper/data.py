@@ -74,12 +74,11 @@ def load_corpus(
     key = hashlib.sha256(f"{_FORMAT} {sha256} {vocab_size}".encode()).hexdigest()[:24]
     folder = (cache or files.cache_folder()) / key
     name = source if source == "stdlib" or source.startswith("hf:") else Path(source).name
-    try:
-        return _load(folder, name, sha256)
-    except FileNotFoundError:
-        pass
-    except (ValueError, OSError) as error:
-        print(f"cache {folder.name} is not usable ({error}): building it anew", file=sys.stderr)
+    if folder.exists():
+        try:
+            return _load(folder, name, sha256)
+        except (ValueError, OSError) as error:
+            print(f"cache {folder.name} is not usable ({error}): building it anew", file=sys.stderr)
     train, validation = split_documents(documents)
     tokenizer = train_tokenizer((d.text for d in train), vocab_size)
     with files.atomic_folder(folder) as new:
