@@ -1,16 +1,23 @@
 """One style for every figure, and the one place that saves them.
 
-`save` writes only where $L3_FIGURES names a folder, as `make figures` does: running a notebook, or
-its test, leaves the committed figures alone.
+`save` writes files only where $L3_FIGURES names a folder, as `make figures` does: running a notebook,
+or its test, leaves the committed figures alone.
 """
 
+import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+from IPython import get_ipython
+from IPython.display import Image as NotebookImage
+from IPython.display import display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
+
+from l3paper.files import atomic_write
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito (2008): tellable apart with any common form of colour blindness."""
@@ -46,9 +53,21 @@ def figure(columns: int = 1, rows: int = 1, width: float = 8.0, height: float = 
 
 
 def save(fig: Figure, name: str) -> None:
-    """Write figures/NAME.png where $L3_FIGURES asks for it; otherwise do nothing."""
+    """Finish a figure: display it in the notebook, and write figures/NAME.png where asked to.
+
+    It is asked to where $L3_FIGURES names a folder. Both get the same image of at most 128 colours,
+    a quarter of the usual size, which keeps notebooks light. The figure is closed.
+    """
+    raw, small = io.BytesIO(), io.BytesIO()
+    fig.savefig(raw, format="png")
+    plt.close(fig)
+    image = Image.open(raw).convert("RGB").quantize(128, dither=Image.Dither.NONE)
+    image.save(small, format="png", optimize=True)
     if folder := os.environ.get("L3_FIGURES"):
-        fig.savefig(Path(folder) / f"{name}.png", metadata={"Software": None})
+        with atomic_write(Path(folder) / f"{name}.png", "wb") as file:
+            file.write(small.getvalue())
+    if get_ipython() is not None:
+        display(NotebookImage(small.getvalue()))
 
 
 def band(
