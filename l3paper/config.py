@@ -57,7 +57,7 @@ class TrainConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0")
         for name in ("lr_scale", "table_lr"):
             if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0 and finite")
         self.model_config()  # whose own checks come before any work
 
     def model_config(self) -> GPTConfig:

@@ -50,7 +50,7 @@ def read_documents(source: str = "stdlib", max_bytes: int | None = None) -> list
         documents = _hub(source.removeprefix("hf:"))
     else:
         documents = _path(Path(source))
-    documents = list(_first_bytes((d for d in documents if d.text), max_bytes))
+    documents = list(_first_bytes(documents, max_bytes))
     if not documents:
         raise ValueError(f"data source {source!r} holds no text")
     return documents
@@ -102,7 +102,8 @@ def _first_bytes(documents: Iterable[Document], max_bytes: int | None) -> Iterat
             data = text.encode()
             text = data[:left].decode(errors="ignore")  # a cut character is dropped
             left -= len(data)
-        yield Document(name, text)
+        if text:
+            yield Document(name, text)
         if left is not None and left <= 0:
             return
 
@@ -154,10 +155,11 @@ def _jsonl(path: Path) -> Iterator[str]:
         if line.strip():
             try:
                 text = json.loads(line)["text"]
-            except (ValueError, KeyError, TypeError):
-                text = None
-            if not isinstance(text, str):
-                raise ValueError(f"{path.name}, line {number}: no JSON object with a string 'text'")
+                text.encode()
+            except (ValueError, KeyError, TypeError, AttributeError):
+                raise ValueError(
+                    f"{path.name}, line {number}: no JSON object with a string 'text'"
+                ) from None
             yield text
 
 
@@ -170,8 +172,9 @@ def _parquet(path: Path) -> Iterator[str]:
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             for batch in file.iter_batches(columns=["text"]):
-                yield from (text for text in batch.column("text").to_pylist() if text)
-    except (pyarrow.ArrowException, KeyError, OSError) as error:
+                for text in batch.column("text").to_pylist():
+                    yield _as_text(text)
+    except (pyarrow.ArrowException, KeyError, OSError, TypeError) as error:
         raise ValueError(f"data file {path.name!r} has no readable column 'text': {error}") from None
 
 
@@ -184,6 +187,14 @@ def _hub(name: str) -> Iterator[Document]:
     try:
         rows = datasets.load_dataset(dataset, config or None, split="train", streaming=True)
         for i, row in enumerate(rows):
-            yield Document(f"{name}#{i}", row["text"])
-    except (OSError, KeyError, ValueError, RuntimeError) as error:
+            yield Document(f"{name}#{i}", _as_text(row["text"]))
+    except (OSError, KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"dataset {name!r} cannot be streamed: {error}") from error
+
+
+def _as_text(value: object) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    return value

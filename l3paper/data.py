@@ -85,18 +85,22 @@ def load_corpus(
         tokenizer.save(str(new / "tokenizer.json"))
         for stream, part in zip(_STREAMS, (train, validation), strict=True):
             np.save(new / f"{stream}.npy", encode_documents(tokenizer, [d.text for d in part]))
-        sums = {path.name: _sha256(path) for path in sorted(new.iterdir())}
+        sums = {path.name: _sha256(path) for path in sorted(new.iterdir())} | {"key": key}
         (new / "sums.json").write_text(json.dumps(sums))
     return _load(folder, name, sha256)
 
 
 def _load(folder: Path, name: str, sha256: str) -> TokenizedCorpus:
     sums = json.loads((folder / "sums.json").read_text())
+    if not isinstance(sums, dict) or sums.get("key") != folder.name:
+        raise ValueError("sums.json is not of this folder")
     for file in ("tokenizer.json", *(f"{stream}.npy" for stream in _STREAMS)):
-        if not isinstance(sums, dict) or _sha256(folder / file) != sums.get(file):
+        if _sha256(folder / file) != sums.get(file):
             raise ValueError(f"{file} is damaged")
     streams = [np.load(folder / f"{stream}.npy", mmap_mode="r") for stream in _STREAMS]
-    return TokenizedCorpus(name, sha256, Tokenizer.from_file(str(folder / "tokenizer.json")), *streams)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.encode_special_tokens = True  # no part of the file; the special token's words are text
+    return TokenizedCorpus(name, sha256, tokenizer, *streams)
 
 
 def _sha256(path: Path) -> str:
@@ -112,15 +116,20 @@ def training_batch(
     The places depend on (seed, step) alone, so a run can go on from any step.
     Raises ValueError for a stream too short to hold one sequence and its last target.
     """
+    require_length(stream, sequence_len)
+    starts = np.random.default_rng([seed, step]).integers(len(stream) - sequence_len, size=batch_size)
+    windows = stream[starts[:, None] + np.arange(sequence_len + 1)].astype(np.int64)
+    batch = torch.from_numpy(windows)
+    return batch[:, :-1], batch[:, 1:]
+
+
+def require_length(stream: np.ndarray, sequence_len: int) -> None:
+    """Raise ValueError unless `stream` holds one sequence and its last target."""
     if len(stream) <= sequence_len:
         raise ValueError(
             f"the training text has {len(stream)} tokens; sequence_len = {sequence_len} needs "
             f"{sequence_len + 1} or more"
         )
-    starts = np.random.default_rng([seed, step]).integers(len(stream) - sequence_len, size=batch_size)
-    windows = stream[starts[:, None] + np.arange(sequence_len + 1)].astype(np.int64)
-    batch = torch.from_numpy(windows)
-    return batch[:, :-1], batch[:, 1:]
 
 
 def validation_batches(

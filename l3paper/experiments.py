@@ -6,6 +6,7 @@ A run whose record is there already is not repeated.
 
 import argparse
 import json
+import math
 import statistics
 import sys
 from collections.abc import Callable, Sequence
@@ -69,7 +70,7 @@ def search_learning_rate(loss: Callable[[float], float]) -> float:
     """
     tried = {lr_scale: loss(lr_scale) for lr_scale in LR_SCALES}
     while True:
-        best = min(tried, key=tried.get)
+        best = min(tried, key=lambda lr_scale: _nan_last(tried[lr_scale]))
         step = 2.0 if best == max(tried) else 0.5 if best == min(tried) else None
         if step is None or not LR_LIMITS[0] <= best * step <= LR_LIMITS[1]:
             return best
@@ -83,8 +84,8 @@ def seeded_runs(records: list[dict], family: str) -> list[dict]:
     """
     runs = [r for r in records if r["family"] == family]
     search = [r for r in runs if r["config"]["seed"] == SEEDS[0]]
-    best = min(search, key=final_loss, default={"config": {"lr_scale": None}})["config"]["lr_scale"]
-    chosen = [r for r in runs if r["config"]["lr_scale"] == best]
+    best = min(search, key=lambda r: _nan_last(final_loss(r)), default=None)
+    chosen = [r for r in runs if r["config"]["lr_scale"] == best["config"]["lr_scale"]]
     if [r["config"]["seed"] for r in chosen] != list(SEEDS):
         raise ValueError(f"family {family!r} lacks runs: its experiment has not finished")
     return chosen
@@ -95,12 +96,16 @@ def final_loss(record: dict) -> float:
     return record["evaluations"][-1]["loss"]
 
 
+def _nan_last(loss: float) -> float:
+    return math.inf if math.isnan(loss) else loss
+
+
 def _recorded(config: TrainConfig, name: str, family: str, folder: Path) -> dict:
     """The record of this run: read where it is there already, made where it is not."""
     path = folder / f"{family}-lr{config.lr_scale:g}-seed{config.seed}.json"
     if path.exists():
         record = json.loads(path.read_text(encoding="utf-8"))
-        if record["config"] != asdict(config):
+        if record["config"] | {"data": config.data} != asdict(config):  # records hide the folder
             raise ValueError(f"{path} records another configuration: move it away to run this one")
         return record
     print(f"{name}: {path.stem}", file=sys.stderr)

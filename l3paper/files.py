@@ -41,19 +41,36 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a new temporary folder; move it to `path` when the block succeeds.
 
-    A folder that stands at `path` by then is replaced. When the block raises, it is left alone.
+    Whatever stands at `path` by then is replaced. When the block raises, it is left alone.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary, outdated = _neighbour(path), _neighbour(path)
     temporary.mkdir()
     try:
         yield temporary
-        if path.exists():
+        if path.is_dir():
             os.replace(path, outdated)
+        else:
+            path.unlink(missing_ok=True)
         os.replace(temporary, path)
     finally:
+        if outdated.exists() and not path.exists():
+            os.replace(outdated, path)
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(outdated, ignore_errors=True)
+
+
+def require_writable(path: Path) -> None:
+    """Raise ValueError, naming `path`, unless a file can be written there."""
+    try:
+        if path.is_dir():
+            raise IsADirectoryError("it is a folder")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        probe = _neighbour(path)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"{str(path)!r} cannot be written: {error}") from None
 
 
 def _neighbour(path: Path) -> Path:

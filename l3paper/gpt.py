@@ -59,6 +59,10 @@ class GPTConfig:
             )
         if self.l3_k_max < 1:
             raise ValueError(f"l3_k_max is {self.l3_k_max}; it must be at least 1")
+        if self.l3_tie_kv and self.l3_d_emb not in (0, self.n_embd):
+            raise ValueError(
+                f"l3_d_emb is {self.l3_d_emb}, but tied keys and values need n_embd = {self.n_embd}"
+            )
         for name in ("l3_d_up", "l3_d_emb"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0")

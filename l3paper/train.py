@@ -16,8 +16,14 @@ from tqdm import tqdm
 from l3paper.accounting import Accounting, account, weighted_mean_rows
 from l3paper.allocation import allocation_to_bounds, compute_lzw_allocation
 from l3paper.config import TrainConfig, add_flags, from_flags
-from l3paper.data import TokenizedCorpus, load_corpus, training_batch, validation_batches
-from l3paper.files import cache_folder
+from l3paper.data import (
+    TokenizedCorpus,
+    load_corpus,
+    require_length,
+    training_batch,
+    validation_batches,
+)
+from l3paper.files import cache_folder, require_writable
 from l3paper.generate import generate
 from l3paper.gpt import GPT
 from l3paper.optim import MuonAdamW
@@ -44,6 +50,7 @@ def train(config: TrainConfig, show_progress: bool = True) -> TrainedRun:
     """
     device = pick_device(config.device)
     corpus = load_corpus(config.data, config.vocab_size, config.data_bytes)
+    require_length(corpus.train, config.sequence_len)
     torch.manual_seed(config.seed)
     model, costs = build_model(config, corpus)
     model.to(device)
@@ -137,7 +144,8 @@ def evaluate(
     batches = list(validation_batches(corpus.validation, batch_size, length))
     if max_tokens is not None:
         wanted = max(1, max_tokens // (batch_size * length))
-        batches = batches[:: max(1, len(batches) // wanted)][:wanted]
+        taken = min(wanted, len(batches))
+        batches = [batches[i * len(batches) // taken] for i in range(taken)]
     size = torch.from_numpy(corpus.token_bytes)
     nats = tokens = text_bytes = 0.0
     for inputs, targets in batches:
@@ -215,13 +223,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         add_flags(parser)
         given = parser.parse_args(arguments)
         config = from_flags(given)
+        kind = "l3" if config.model_config().l3_blocks else "dense"
+        name = f"{kind}-depth{config.depth}-seed{config.seed}.json"
+        path = given.record or cache_folder() / "runs" / name
+        require_writable(path)
         run = train(config)
     except (ValueError, ImportError) as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return 2
-    kind = "l3" if run.model.l3_layers else "dense"
-    name = f"{kind}-depth{config.depth}-seed{config.seed}.json"
-    path = given.record or cache_folder() / "runs" / name
     write_record(path, run.record)
     print(report(run.record))
     print(f"record: {path}")

@@ -10,7 +10,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import corpora
 
 from l3paper.allocation import (
     allocate_by_codewords,
@@ -20,6 +19,7 @@ from l3paper.allocation import (
     compute_uniform_allocation,
     scan_codewords,
 )
+from strategies import corpora
 
 ALLOCATIONS = [compute_lzw_allocation, compute_frequency_allocation, compute_uniform_allocation]
 

@@ -159,6 +159,22 @@ def test_logits_are_capped():
     assert model(make_batch()[0]).abs().max() <= 15
 
 
+@CONFIGS
+def test_bfloat16_is_close_and_trains(config):
+    model = make_model(config)
+    optimizer = model.setup_optimizer()
+    for step in range(2):  # past the zero starts
+        model(*make_batch(step)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    batch = make_batch()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(*batch)
+    torch.testing.assert_close(loss, model(*batch), rtol=0.02, atol=0.02)
+    loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -173,6 +189,7 @@ def test_logits_are_capped():
         (dict(l3_n_emb=39), "l3_n_emb is 39; every token needs a row: at least 40"),
         (dict(l3_k_max=0), "l3_k_max is 0"),
         (dict(l3_d_up=-1), "l3_d_up is -1"),
+        (dict(l3_d_emb=16), "l3_d_emb is 16, but tied"),
     ],
 )
 def test_bad_config(changes, message):

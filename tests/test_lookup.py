@@ -6,9 +6,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import lookup_inputs, make_inputs
 
 from l3paper.lookup import LOOKUPS, blocked, loop
+from strategies import lookup_inputs, make_inputs
 
 FAST = {
     **{name: lookup for name, lookup in LOOKUPS.items() if name != "loop"},

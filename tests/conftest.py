@@ -1,0 +1,39 @@
+"""What all tests share: an environment of their own, and two texts."""
+
+import pytest
+import torch
+from hypothesis import settings
+
+from l3paper.data import load_corpus
+
+# The same examples every time, and no deadline: a busy machine must not fail a test.
+settings.register_profile("steady", derandomize=True, deadline=None)
+settings.load_profile("steady")
+
+TREES = ("amber", "birch", "cedar", "hazel", "maple", "willow")
+WORDS = [f"{tree}{part}" for tree in TREES for part in ("bark", "leaf", "root", "wood")]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_environment(tmp_path_factory):
+    """A cache of the session's own, no preset from outside, and one thread."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("L3_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.delenv("L3_PRESET", raising=False)
+        torch.set_num_threads(1)
+        yield
+
+
+@pytest.fixture(scope="session")
+def corpus():
+    """The default corpus: Python's standard library under 4096 tokens."""
+    return load_corpus()
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory):
+    """A small .txt of forty documents, in which nearly every word follows from the one before."""
+    path = tmp_path_factory.mktemp("text") / "woods.txt"
+    turns = (WORDS[i % 24 :] + WORDS[: i % 24] for i in range(40))
+    path.write_text("\n<|endoftext|>\n".join("\n".join([" ".join(turn)] * 5) for turn in turns))
+    return path

@@ -1,0 +1,60 @@
+"""The README's snippets run, its links lead somewhere, and its table names the notebooks there are."""
+
+import argparse
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+
+from l3paper.config import add_flags, from_flags
+from l3paper.notebooks import NOTEBOOKS
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", TEXT, re.DOTALL)
+TRAININGS = re.findall(r"^python -m l3paper\.train(.*)$", TEXT, re.MULTILINE)
+
+
+def test_python_snippet_runs():
+    (snippet,) = [code for kind, code in BLOCKS if kind == "python"]
+    assert len([line for line in snippet.splitlines() if line.strip()]) <= 10
+    names = {}
+    exec(snippet, names)
+    assert names["x"].shape == (2, 9, 64)
+    assert sum(names["alloc"]) == 20
+    assert not torch.any(names["layer"](names["x"], names["token_ids"]))  # "a fresh layer adds zero"
+
+
+@pytest.mark.parametrize("flags", TRAININGS)
+def test_training_commands_are_valid(flags):
+    flags = shlex.split(flags, comments=True)
+    parser = argparse.ArgumentParser()
+    add_flags(parser)
+    if "--help" not in flags:
+        from_flags(parser.parse_args(flags))
+
+
+def test_links_lead_somewhere():
+    targets = re.findall(r"\]\(([^)]+)\)", TEXT)
+    assert targets
+    assert [t for t in targets if not t.startswith("http") and not (ROOT / t).exists()] == []
+
+
+def test_table_names_every_notebook():
+    named = set(re.findall(r"\(notebooks/(\w+\.ipynb)\)", TEXT))
+    assert named == {path.name for path in NOTEBOOKS.glob("*.ipynb")}
+
+
+def test_every_module_is_named():
+    named = set(re.findall(r"`(\w+)`", TEXT.partition("## The package")[2]))
+    modules = {path.stem for path in (ROOT / "l3paper").glob("*.py")} - {"__init__"}
+    assert modules <= named
+
+
+def test_make_targets_exist():
+    targets = re.findall(r"^make (\w+)", TEXT, re.MULTILINE)
+    makefile = (ROOT / "Makefile").read_text()
+    assert targets
+    assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
