@@ -87,9 +87,7 @@ def scan_codewords(
     # extensions[token][node] is the node that extends `node` by `token`. Keys and values are small
     # integers, and setdefault looks a phrase up and enters it, if it is unknown, in one step.
     extensions: list[dict[int, int]] = [{} for _ in range(vocab_size)]
-    parents: list[int] = []
-    tokens: list[int] = []
-    ends: list[tuple[int, int]] = []  # for each document that ends inside a phrase: (when, node)
+    ends: list[tuple[int, int]] = []  # of documents inside a phrase: (next fresh node, that phrase)
     token_counts = np.zeros(vocab_size, np.int64)
     fresh = vocab_size  # the next node's number
     for ids in _checked(token_sequences, vocab_size):
@@ -101,24 +99,25 @@ def scan_codewords(
                 if child != fresh:
                     node = child
                     continue
-                parents.append(node)
-                tokens.append(token)
                 fresh += 1
                 if not restart_at_mismatch:
                     break
                 node = token
             else:
-                ends.append((len(parents), node))
-    counts = _emissions(np.array(parents, np.int64), ends, vocab_size, reset_at_document_end)
-    return Codebook(
-        vocab_size, np.array(parents, np.int64), np.array(tokens, np.int64), counts, token_counts
-    )
+                ends.append((fresh, node))
+    parents, tokens = np.empty((2, fresh - vocab_size), np.int64)
+    for token, children in enumerate(extensions):
+        phrases = np.fromiter(children.values(), np.int64, len(children)) - vocab_size
+        parents[phrases] = np.fromiter(children.keys(), np.int64, len(children))
+        tokens[phrases] = token
+    counts = _emissions(parents, ends, vocab_size, reset_at_document_end)
+    return Codebook(vocab_size, parents, tokens, counts, token_counts)
 
 
 def _emissions(
     parents: np.ndarray, ends: list[tuple[int, int]], vocab_size: int, reset: bool
 ) -> np.ndarray:
-    """The count of every node: each new phrase enters with 1 and emits its parent; so does an end."""
+    """The count of every node. A new phrase enters with 1 and emits its parent; an end emits a node."""
     nodes = vocab_size + len(parents)
     counts = np.zeros(nodes, np.int64)
     counts[vocab_size:] = 1
@@ -128,7 +127,7 @@ def _emissions(
     counts[ended] = 1  # and of the other emissions, only those after the last reset survive
     last_reset = np.zeros(nodes, np.int64)
     np.maximum.at(last_reset, ended, when)
-    survivors = parents[np.arange(len(parents)) >= last_reset[parents]]
+    survivors = parents[np.arange(vocab_size, nodes) >= last_reset[parents]]
     return counts + np.bincount(survivors, minlength=nodes)
 
 

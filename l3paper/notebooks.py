@@ -61,11 +61,14 @@ def execute(path: Path) -> float:
 def solutions(notebook: NotebookNode) -> list[str]:
     """The folded solutions of the exercises, each followed by a call of its checker.
 
-    Exercise N is a cell that defines `check_N(answer)` and sets `attempt_N = None`.
+    Exercise N is a cell that sets `attempt_N = None` and defines `check_N(answer)`, which asserts.
     """
     prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     blocks = re.findall(r"<summary>Solution</summary>\s*```python\n(.*?)```", prose, re.DOTALL)
-    return [f"{block}\nassert check_{n}(attempt_{n}) == 'right'" for n, block in enumerate(blocks, 1)]
+    return [
+        f"{block}\nassert attempt_{n} is not None\ncheck_{n}(attempt_{n})"
+        for n, block in enumerate(blocks, start=1)
+    ]
 
 
 def digest(notebook: NotebookNode) -> str:
