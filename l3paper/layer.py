@@ -29,7 +29,8 @@ class L3Layer(nn.Module):
         delta = W_mix [ Norm(W_up(V_t^T softmax(K_t Norm(x)))) ; x ]
 
     `forward` returns delta; the model adds it: x = x + layer(x, token_ids). The norms carry no
-    gains: those of the first would fold into the keys, those of the second into W_mix.
+    gains: those of the first would fold into the keys (and, tied, into W_up), those of the second into
+    W_mix.
 
     Args:
         n_embd: width of the residual stream.

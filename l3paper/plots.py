@@ -14,6 +14,7 @@ from IPython import get_ipython
 from IPython.display import Image as NotebookImage
 from IPython.display import display
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -28,8 +29,8 @@ DENSE, L3 = COLOURS[0], COLOURS[1]
 MARKERS = "osD^vPX"
 
 _STYLE = {
-    "figure.dpi": 100,
-    "savefig.dpi": 100,
+    "figure.dpi": 82,
+    "savefig.dpi": 82,
     "figure.constrained_layout.use": True,
     "font.size": 12,
     "axes.titlesize": 13,
@@ -55,19 +56,29 @@ def figure(columns: int = 1, rows: int = 1, width: float = 8.0, height: float = 
 def save(fig: Figure, name: str) -> None:
     """Finish a figure: display it in the notebook, and write figures/NAME.png where asked to.
 
-    It is asked to where $L3_FIGURES names a folder. Both get the same image of at most 128 colours,
-    a quarter of the usual size, which keeps notebooks light. The figure is closed.
+    It is asked to where $L3_FIGURES names a folder. Both get the same image, reduced to tints of the
+    house colours: a quarter of the usual size, which keeps notebooks light. The figure is closed.
     """
     raw, small = io.BytesIO(), io.BytesIO()
     fig.savefig(raw, format="png")
     plt.close(fig)
-    image = Image.open(raw).convert("RGB").quantize(128, dither=Image.Dither.NONE)
+    image = Image.open(raw).convert("RGB").quantize(palette=_tints(), dither=Image.Dither.NONE)
     image.save(small, format="png", optimize=True)
     if folder := os.environ.get("L3_FIGURES"):
         with atomic_write(Path(folder) / f"{name}.png", "wb") as file:
             file.write(small.getvalue())
     if get_ipython() is not None:
         display(NotebookImage(small.getvalue()))
+
+
+def _tints() -> Image.Image:
+    """A palette image: every colour mixed with white in eleven steps, and greys."""
+    mixes = [(c, step / 11) for c in COLOURS[:-1] for step in range(11)]
+    numbers = [round(255 * ((1 - w) * x + w)) for c, w in mixes for x in to_rgb(c)]
+    numbers += [grey for i in range(32) for grey in [round(255 * i / 31)] * 3]
+    palette = Image.new("P", (1, 1))
+    palette.putpalette(numbers)
+    return palette
 
 
 def band(

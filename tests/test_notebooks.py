@@ -85,7 +85,7 @@ def test_template(path):
         "Prerequisites",
         "Paper",
         "Preset",
-        "## Exercises",
+        "Exercises",
         "differs from the paper",
     ):
         assert part in prose, part
