@@ -65,7 +65,9 @@ def solutions(notebook: NotebookNode) -> list[str]:
     Exercise N is a cell that sets `attempt_N = None` and defines `check_N(answer)`, which asserts.
     """
     prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
-    blocks = re.findall(r"<summary>Solution</summary>\s*```python\n(.*?)```", prose, re.DOTALL)
+    blocks = re.findall(
+        r"<summary>Solution</summary>(?:(?!</details>).)*?```python\n(.*?)```", prose, re.DOTALL
+    )
     return [
         f"{block}\nassert attempt_{n} is not None\ncheck_{n}(attempt_{n})"
         for n, block in enumerate(blocks, start=1)
