@@ -31,7 +31,7 @@ class Codebook:
     """The dictionary that a scan leaves behind, a trie whose nodes are numbered in creation order.
 
     Nodes 0 .. vocab_size - 1 are the single tokens; node vocab_size + i extends node `parents[i]`
-    by token `tokens[i]`. `counts[n]` says how often the scan emitted the phrase of node n.
+    by token `tokens[i]`. `counts[n]` is the count of node n: its emissions, and one more for a phrase that was inserted.
     """
 
     vocab_size: int
@@ -49,7 +49,7 @@ class Codebook:
         return (node, *reversed(reverse))
 
     def ranked_nodes(self) -> np.ndarray:
-        """Nodes emitted at least once, by count, descending; ties in creation order."""
+        """Nodes with a count above 0, by count, descending; ties in creation order."""
         order = np.argsort(-self.counts, kind="stable")
         return order[: np.count_nonzero(self.counts)]
 

@@ -136,6 +136,18 @@ def test_frequency_allocation_never_prefers_the_rarer(corpus, extra, k_max):
         assert all(alloc[a] >= alloc[b] for b in range(vocab_size) if counts[a] > counts[b])
 
 
+@pytest.mark.filterwarnings("ignore:the corpus has")
+def test_frequent_tokens_own_more_rows_than_rare_ones():
+    stream = [3] * 200 + [1] * 20 + [0, 2, 4, 5]
+    alloc = compute_lzw_allocation([stream], vocab_size=6, n_emb=48, k_max=24)
+    assert alloc[3] > alloc[1] > max(alloc[token] for token in (0, 2, 4, 5))
+
+
+@pytest.mark.parametrize("compute", ALLOCATIONS)
+def test_as_many_rows_as_tokens_means_one_each(compute):
+    assert compute([[0, 1, 2, 3, 1]], vocab_size=4, n_emb=4, k_max=7) == [1, 1, 1, 1]
+
+
 def test_filler_ignores_token_ids():
     # The frequent token has the highest id; a filler by id would hand its rows to token 0.
     with pytest.warns(UserWarning, match="runs out|usable codewords"):
