@@ -31,7 +31,8 @@ class Codebook:
     """The dictionary that a scan leaves behind, a trie whose nodes are numbered in creation order.
 
     Nodes 0 .. vocab_size - 1 are the single tokens; node vocab_size + i extends node `parents[i]`
-    by token `tokens[i]`. `counts[n]` is the count of node n: its emissions, and one more for a phrase that was inserted.
+    by token `tokens[i]`. `counts[n]` says how often the scan emitted node n's phrase, and one more if
+    it was inserted.
     """
 
     vocab_size: int
