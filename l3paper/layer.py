@@ -55,7 +55,7 @@ class L3Layer(nn.Module):
         d_up: int,
         tie_kv: bool = True,
         d_emb: int | None = None,
-        lookup: str | Lookup = "blocked",
+        lookup: str | Lookup = "grouped",
     ):
         super().__init__()
         d_emb = n_embd if d_emb is None else d_emb

@@ -1,6 +1,6 @@
 """The ragged softmax at the heart of L3, several ways that all give the same result.
 
-Every function here has the same signature:
+Every function here, and `grouped` in a module of its own, has the same signature:
 
     lookup(query, token_ids, bounds, keys, values) -> output
 
@@ -18,6 +18,8 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+from l3paper.grouped import grouped
 
 Lookup = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
@@ -78,4 +80,9 @@ def blocked(
     return torch.cat(blocks)[order.argsort()]
 
 
-LOOKUPS: dict[str, Lookup] = {"loop": loop, "padded": padded, "blocked": blocked}
+LOOKUPS: dict[str, Lookup] = {
+    "loop": loop,
+    "padded": padded,
+    "blocked": blocked,
+    "grouped": grouped,
+}

@@ -12,7 +12,7 @@ ALLOC = [5, 1, 9, 2, 1, 6]
 TIED = pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 
 
-def make_layer(tied=True, d_emb=None, lookup="blocked", n_embd=16, dtype=torch.float32):
+def make_layer(tied=True, d_emb=None, lookup="grouped", n_embd=16, dtype=torch.float32):
     torch.manual_seed(0)
     layer = L3Layer(n_embd, sum(ALLOC), d_up=24, tie_kv=tied, d_emb=d_emb, lookup=lookup).to(dtype)
     layer.set_bounds(allocation_to_bounds(ALLOC))
@@ -202,7 +202,7 @@ def test_bad_bounds(bounds, message):
         (dict(d_up=-1), "d_up is -1"),
         (dict(d_emb=0), "d_emb is 0"),
         (dict(d_emb=8), "d_emb is 8, but tied"),
-        (dict(lookup="fastest"), "lookup is 'fastest'; choose one of loop, padded, blocked"),
+        (dict(lookup="fastest"), "lookup is 'fastest'; choose one of loop, padded, blocked, grouped"),
     ],
 )
 def test_bad_sizes(arguments, message):
