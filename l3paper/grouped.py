@@ -115,7 +115,7 @@ class _Grouped(torch.autograd.Function):
         for (a, b, first, last), weight in zip(plan.slices, weights, strict=False):
             grad_scores = _softmax_backward(g[a:b] @ values[first:last].T, weight)  # (n, d_t)
             torch.mm(grad_scores, keys[first:last], out=grad_q[a:b])
-            torch.mm(grad_scores.T, q[a:b], out=grad_keys[first:last])
+            grad_keys[first:last].addmm_(grad_scores.T, q[a:b])
             grad_values[first:last].addmm_(weight.T, g[a:b])
         for (positions, rows, own), weight in zip(
             plan.buckets, weights[len(plan.slices) :], strict=True
