@@ -1,0 +1,81 @@
+"""The benchmarks: what they time, the floors, and the command line."""
+
+import json
+
+import pytest
+import torch
+
+from l3paper import bench
+from l3paper.bench import SETTINGS, interleaved_medians, main, peak_bytes
+
+CPU = torch.device("cpu")
+
+
+def test_jobs_run_in_turns_and_the_warm_up_does_not_count(monkeypatch):
+    clock = iter(range(1000))
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: next(clock))
+    order = []
+    medians = interleaved_medians({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 2)
+    assert order == ["a", "b"] * 3
+    assert medians == {"a": 1, "b": 1}
+
+
+def test_peak_memory_is_that_of_what_lives_at_once():
+    def one_after_the_other():
+        for _ in range(3):
+            torch.empty(1_000_000)
+
+    def together():
+        return [torch.empty(1_000_000) for _ in range(3)]
+
+    assert peak_bytes(one_after_the_other, CPU) == pytest.approx(4_000_000, rel=0.01)
+    assert peak_bytes(together, CPU) == pytest.approx(12_000_000, rel=0.01)
+
+
+def test_lookup_table_and_record(corpus, tmp_path, capsys):
+    path = tmp_path / "lookup.json"
+    flags = ["lookup", "--setting", "smoke", "--repeats", "1", "--device", "cpu"]
+    assert main([*flags, "--json", str(path)]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    record = json.loads(path.read_text())
+    names = [row["lookup"] for row in record["results"]]
+    assert names[-2:] == ["grouped", "sum of the floors"]
+    assert len(printed) == 1 + len(names)
+    assert printed[0].endswith("times grouped")
+    assert record["setting"]["positions"] == SETTINGS["smoke"].positions
+    by_name = {row["lookup"]: row for row in record["results"]}
+    assert by_name["grouped"]["times_grouped"] == 1
+    assert by_name["grouped"]["peak_bytes"] < by_name["padded"]["peak_bytes"]
+    assert 0 < by_name["sum of the floors"]["seconds"] < by_name["padded"]["seconds"]
+
+
+def test_train_step_compares_with_dense(corpus, capsys):
+    results = bench.bench_train_step("smoke", 1, CPU)
+    assert [row["model"] for row in results] == ["dense", "dense + L3"]
+    assert results[0]["speed_of_dense"] == 1
+    assert all(0 < row["optimizer_share"] < 1 for row in results)
+    assert main(["train-step", "--preset", "smoke", "--repeats", "1", "--device", "cpu"]) == 0
+    assert "optimizer share" in capsys.readouterr().out
+
+
+def test_allocation_counts_tokens(corpus):
+    scan, give = bench.bench_allocation(repeats=1)
+    assert scan["tokens_per_second"] == pytest.approx(len(corpus.train) / scan["seconds"])
+    assert give["seconds"] < scan["seconds"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["lookup", "--repeats", "0"], "repeats is 0; it must be at least 1"),
+        (["lookup", "--device", "abacus"], "device is 'abacus'"),
+        (["lookup", "--setting", "huge"], "invalid choice: 'huge'"),
+        (["nothing"], "invalid choice: 'nothing'"),
+        (["lookup", "--json", "."], "'.' cannot be written"),
+    ],
+)
+def test_bad_flags(flags, message, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(flags)
+    assert exit_.value.code == 2
+    assert message in capsys.readouterr().err
