@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import embedding  # gathers rows several times faster than x[index]
 
 SMALL = 64
 """A group with fewer rows and fewer positions than this is batched with others of its size."""
@@ -95,14 +96,15 @@ class _Grouped(torch.autograd.Function):
             torch.mm(weight, values[first:last], out=output[a:b])
             weights.append(weight)
         for positions, rows, own in plan.buckets:
-            key = keys[rows]  # (G, R, d_in)
-            scores = q[positions] @ key.mT  # (G, P, R)
+            key = embedding(rows, keys)  # (G, R, d_in)
+            value = key if tied else embedding(rows, values)  # (G, R, d_emb)
+            scores = embedding(positions, q) @ key.mT  # (G, P, R)
             weight = scores.masked_fill_(~own[:, None], -torch.inf).softmax(dim=-1)
-            output[positions] = weight @ (key if tied else values[rows])
+            output.index_copy_(0, positions.flatten(), (weight @ value).flatten(0, 1))
             weights.append(weight)
-        output[plan.single_positions] = values[plan.single_rows]
+        output.index_copy_(0, plan.single_positions, embedding(plan.single_rows, values))
         ctx.save_for_backward(q, keys, values, *weights)
-        return output[plan.inverse]
+        return embedding(plan.inverse, output)
 
     @staticmethod
     @once_differentiable
@@ -117,22 +119,17 @@ class _Grouped(torch.autograd.Function):
             torch.mm(grad_scores, keys[first:last], out=grad_q[a:b])
             grad_keys[first:last].addmm_(grad_scores.T, q[a:b])
             grad_values[first:last].addmm_(weight.T, g[a:b])
-        for (positions, rows, own), weight in zip(
-            plan.buckets, weights[len(plan.slices) :], strict=True
-        ):
-            key, x, grad = keys[rows], q[positions], g[positions]
-            value = key if tied else values[rows]
+        for bucket, weight in zip(plan.buckets, weights[len(plan.slices) :], strict=True):
+            positions, rows = bucket.positions, bucket.rows
+            x, grad, key = embedding(positions, q), embedding(positions, g), embedding(rows, keys)
+            value = key if tied else embedding(rows, values)
             grad_scores = _softmax_backward(grad @ value.mT, weight)  # (G, P, R)
-            grad_q[positions] = grad_scores @ key
-            grad_key, grad_value = grad_scores.mT @ x, weight.mT @ grad  # (G, R, d)
-            mine = rows[own]
-            if tied:
-                grad_keys[mine] = (grad_key + grad_value)[own]
-            else:
-                grad_keys[mine] = grad_key[own]
-                grad_values[mine] = grad_value[own]
-        grad_values.index_add_(0, plan.single_rows, g[plan.single_positions])
-        return grad_q[plan.inverse], grad_keys, None if tied else grad_values, None, None
+            grad_q.index_copy_(0, positions.flatten(), (grad_scores @ key).flatten(0, 1))
+            # Where a group has no row, weight and grad_scores are zero, and zero is added.
+            grad_keys.index_add_(0, rows.flatten(), (grad_scores.mT @ x).flatten(0, 1))
+            grad_values.index_add_(0, rows.flatten(), (weight.mT @ grad).flatten(0, 1))
+        grad_values.index_add_(0, plan.single_rows, embedding(plan.single_positions, g))
+        return embedding(plan.inverse, grad_q), grad_keys, None if tied else grad_values, None, None
 
 
 def _padded_sort(x: Tensor, plan: Plan) -> Tensor:
