@@ -7,7 +7,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-# Two processes with one thread each are faster here than one process with two.
+# On two cores, two processes of one thread each are faster than one process of two.
 TEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 2 --durations=5
 
 .PHONY: figures test clean

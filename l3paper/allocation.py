@@ -31,8 +31,8 @@ class Codebook:
     """The dictionary that a scan leaves behind, a trie whose nodes are numbered in creation order.
 
     Nodes 0 .. vocab_size - 1 are the single tokens; node vocab_size + i extends node `parents[i]`
-    by token `tokens[i]`. `counts[n]` says how often the scan emitted node n's phrase, and one more if
-    it was inserted.
+    by token `tokens[i]`. `counts[n]` is how often the scan emitted node n's phrase, and one more if it
+    was inserted, unless resets took some away.
     """
 
     vocab_size: int
@@ -224,8 +224,9 @@ def _occurrence(values: np.ndarray) -> np.ndarray:
 def _fill(alloc: np.ndarray, rows: int, frequency: np.ndarray, k_max: int) -> None:
     """Give `rows` more rows to `alloc` in place, in proportion to frequency, none above k_max.
 
-    A more frequent token gets at least as many as a rarer one, unless the cap stops it. Tokens that
-    never occur get rows, evenly, only when all others are full.
+    A more frequent token gets at least as many as a rarer one, unless the cap stops it; odd rows among
+    equally frequent tokens go in the order of ids. Tokens that never occur get rows, evenly, only when
+    all others are full.
     """
     while rows:
         free = np.flatnonzero(alloc < k_max)

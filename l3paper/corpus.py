@@ -168,7 +168,9 @@ def _parquet(path: Path) -> Iterator[str]:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise ImportError("reading .parquet needs an extra: pip install 'l3paper[parquet]'") from None
+        raise ImportError(
+            "reading .parquet needs the extra l3paper[parquet]: pip install pyarrow"
+        ) from None
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             for batch in file.iter_batches(columns=["text"]):
@@ -182,7 +184,9 @@ def _hub(name: str) -> Iterator[Document]:
     try:
         import datasets
     except ImportError:
-        raise ImportError("streaming 'hf:' data needs an extra: pip install 'l3paper[hf]'") from None
+        raise ImportError(
+            "streaming 'hf:' data needs the extra l3paper[hf]: pip install datasets"
+        ) from None
     dataset, _, config = name.partition(":")
     try:
         rows = datasets.load_dataset(dataset, config or None, split="train", streaming=True)

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import tokenizers
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -61,7 +62,7 @@ def load_corpus(
     max_bytes: int | None = None,
     cache: Path | None = None,
 ) -> TokenizedCorpus:
-    """Read, split and tokenize `source` (see `read_documents`), or take it from the cache.
+    """Read `source` (see `read_documents`), and split and tokenize it or take that from the cache.
 
     The tokenizer is trained on the training documents. It and the two streams are kept in a folder
     of `cache` (by default `files.cache_folder()`) whose name hashes all that went in. A folder that
@@ -71,23 +72,25 @@ def load_corpus(
     """
     documents = read_documents(source, max_bytes)
     sha256 = fingerprint(documents)
-    key = hashlib.sha256(f"{_FORMAT} {sha256} {vocab_size}".encode()).hexdigest()[:24]
+    version = tokenizers.__version__  # another one may train another tokenizer
+    key = hashlib.sha256(f"{_FORMAT} {version} {sha256} {vocab_size}".encode()).hexdigest()[:24]
     folder = (cache or files.cache_folder()) / key
     name = source if source == "stdlib" or source.startswith("hf:") else Path(source).name
-    if folder.exists():
-        try:
-            return _load(folder, name, sha256)
-        except (ValueError, OSError) as error:
-            print(f"cache {folder.name} is not usable ({error}): building it anew", file=sys.stderr)
-    train, validation = split_documents(documents)
-    tokenizer = train_tokenizer((d.text for d in train), vocab_size)
-    with files.atomic_folder(folder) as new:
-        tokenizer.save(str(new / "tokenizer.json"))
-        for stream, part in zip(_STREAMS, (train, validation), strict=True):
-            np.save(new / f"{stream}.npy", encode_documents(tokenizer, [d.text for d in part]))
-        sums = {path.name: _sha256(path) for path in sorted(new.iterdir())} | {"key": key}
-        (new / "sums.json").write_text(json.dumps(sums))
-    return _load(folder, name, sha256)
+    with files.locked(folder.parent):  # a second process waits for the first, and finds its result
+        if folder.exists():
+            try:
+                return _load(folder, name, sha256)
+            except (ValueError, OSError) as error:
+                print(f"cache {folder.name} is not usable ({error}): building it anew", file=sys.stderr)
+        train, validation = split_documents(documents)
+        tokenizer = train_tokenizer((d.text for d in train), vocab_size)
+        with files.atomic_folder(folder) as new:
+            tokenizer.save(str(new / "tokenizer.json"))
+            for stream, part in zip(_STREAMS, (train, validation), strict=True):
+                np.save(new / f"{stream}.npy", encode_documents(tokenizer, [d.text for d in part]))
+            sums = {path.name: _sha256(path) for path in sorted(new.iterdir())} | {"key": key}
+            (new / "sums.json").write_text(json.dumps(sums))
+        return _load(folder, name, sha256)
 
 
 def _load(folder: Path, name: str, sha256: str) -> TokenizedCorpus:

@@ -85,7 +85,7 @@ def seeded_runs(records: list[dict], family: str) -> list[dict]:
     runs = [r for r in records if r["family"] == family]
     search = [r for r in runs if r["config"]["seed"] == SEEDS[0]]
     best = min(search, key=lambda r: _nan_last(final_loss(r)), default=None)
-    chosen = [r for r in runs if r["config"]["lr_scale"] == best["config"]["lr_scale"]]
+    chosen = [r for r in runs if best and r["config"]["lr_scale"] == best["config"]["lr_scale"]]
     if [r["config"]["seed"] for r in chosen] != list(SEEDS):
         raise ValueError(f"family {family!r} lacks runs: its experiment has not finished")
     return chosen

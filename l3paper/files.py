@@ -8,6 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+try:
+    import fcntl
+except ImportError:
+    fcntl = None
+
 
 def cache_folder() -> Path:
     """The folder for tokenizers and token arrays: $L3_CACHE, or l3paper in the user's cache folder.
@@ -58,6 +63,24 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             os.replace(outdated, path)
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(outdated, ignore_errors=True)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Let one process at a time into the block for `folder`, which is created; the others wait.
+
+    Windows has no such lock: there, processes are not kept apart.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def require_writable(path: Path) -> None:

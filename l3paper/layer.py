@@ -109,7 +109,7 @@ class L3Layer(nn.Module):
         vocabulary.
         """
         self._check_input(x, token_ids)
-        query = rms_norm(x).flatten(0, -2)  # (N, n_embd)
+        query = rms_norm(x).reshape(-1, self.n_embd)  # (N, n_embd)
         found = self.lookup(query, token_ids.flatten(), self.bounds, *self.tables())  # (N, d_emb)
         up = rms_norm(self.w_up(found)).view(*x.shape[:-1], self.d_up)  # (..., d_up)
         return self.w_mix(torch.cat([up, x], dim=-1))  # (..., n_embd)
@@ -134,7 +134,9 @@ class L3Layer(nn.Module):
     def _check_input(self, x: Tensor, token_ids: Tensor) -> None:
         if self.bounds is None:
             raise ValueError("the layer has no bounds yet: call set_bounds(allocation_to_bounds(...))")
-        if x.shape[-1] != self.n_embd or x.shape[:-1] != token_ids.shape:
+        if not isinstance(token_ids, Tensor) or token_ids.dtype not in (torch.long, torch.int):
+            raise ValueError("token_ids must be a tensor of whole numbers, int64 or int32")
+        if not x.ndim or x.shape[-1] != self.n_embd or x.shape[:-1] != token_ids.shape:
             raise ValueError(
                 f"x has shape {tuple(x.shape)} and token_ids {tuple(token_ids.shape)}; "
                 f"they must be (..., {self.n_embd}) and (...)"

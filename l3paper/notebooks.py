@@ -22,8 +22,6 @@ from l3paper.files import atomic_write
 from l3paper.records import RECORDS
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
-CELL_TIMEOUT = 3600
-"""Seconds; the larger presets train inside a cell."""
 
 
 def execute(path: Path) -> float:
@@ -38,7 +36,7 @@ def execute(path: Path) -> float:
     begin = time.perf_counter()
     NotebookClient(
         notebook,
-        timeout=CELL_TIMEOUT,
+        timeout=None,  # the larger presets train inside a cell
         kernel_name="python3",
         record_timing=False,
         coalesce_streams=True,

@@ -198,9 +198,8 @@ def _thin(losses: list[float], points: int = 100) -> list[dict[str, float]]:
     """The training loss as means over at most `points` equal stretches."""
     stretch = math.ceil(len(losses) / points)
     return [
-        {"step": i + len(part), "loss": statistics.fmean(part)}
+        {"step": min(i + stretch, len(losses)), "loss": statistics.fmean(losses[i : i + stretch])}
         for i in range(0, len(losses), stretch)
-        if (part := losses[i : i + stretch])
     ]
 
 
@@ -228,10 +227,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         path = given.record or cache_folder() / "runs" / name
         require_writable(path)
         run = train(config)
-    except (ValueError, ImportError) as error:
+        write_record(path, run.record)
+    except (ValueError, ImportError, OSError) as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return 2
-    write_record(path, run.record)
     print(report(run.record))
     print(f"record: {path}")
     return 0

@@ -123,7 +123,7 @@ def test_unknown_hub_dataset_is_refused(offline, name):
 def test_missing_package_names_the_extra(folder, monkeypatch, module, source, extra):
     monkeypatch.chdir(folder)
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ImportError, match=rf"pip install 'l3paper\[{extra}\]'"):
+    with pytest.raises(ImportError, match=rf"the extra l3paper\[{extra}\]: pip install {module}"):
         read_documents(source, 100)
 
 

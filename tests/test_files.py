@@ -1,5 +1,8 @@
 """Files and folders arrive whole, or not at all."""
 
+import subprocess
+import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -99,3 +102,15 @@ def test_cache_folder_follows_the_environment(monkeypatch, variables, expected):
     for name, value in ({"HOME": "/home/me"} | variables).items():
         monkeypatch.setenv(name, value)
     assert cache_folder() == Path(expected)
+
+
+def test_a_lock_lets_one_process_in_at_a_time(tmp_path):
+    code = (
+        "import sys, time; from pathlib import Path; from l3paper.files import locked\n"
+        "with locked(Path(sys.argv[1])): print(time.monotonic(), flush=True); time.sleep(0.3); "
+        "print(time.monotonic(), flush=True)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "cache")]
+    runs = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    stays = sorted(tuple(map(float, run.communicate()[0].split())) for run in runs)
+    assert all(first[1] <= second[0] for first, second in pairwise(stays))

@@ -46,7 +46,7 @@ def test_forward_is_the_equation(tied):
 
 
 @TIED
-@pytest.mark.parametrize("shape", [(2, 5), (5,), (1, 2, 3)])
+@pytest.mark.parametrize("shape", [(2, 5), (5,), (1, 2, 3), (), (0,)])
 def test_output_has_the_shape_of_x(tied, shape):
     layer = make_layer(tied)
     out = layer(torch.randn(*shape, 16), torch.randint(0, len(ALLOC), shape))
@@ -223,6 +223,9 @@ def test_forward_before_set_bounds():
         (torch.randn(2, 3, 15), torch.zeros(2, 3, dtype=torch.long), "must be"),
         (torch.randn(2, 3, 16), torch.zeros(2, 4, dtype=torch.long), "must be"),
         (torch.randn(2, 3, 16), torch.zeros(6, dtype=torch.long), "must be"),
+        (torch.randn(2, 3, 16), torch.zeros(2, 3), "whole numbers"),
+        (torch.randn(2, 3, 16), [[0, 1, 2], [0, 1, 2]], "whole numbers"),
+        (torch.tensor(1.0), torch.tensor(0), "must be"),
     ],
 )
 def test_bad_input(x, ids, message):

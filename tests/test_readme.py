@@ -5,6 +5,7 @@ import re
 import shlex
 from pathlib import Path
 
+import nbformat
 import pytest
 import torch
 
@@ -14,7 +15,15 @@ from l3paper.notebooks import NOTEBOOKS
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", TEXT, re.DOTALL)
-TRAININGS = re.findall(r"^python -m l3paper\.train(.*)$", TEXT, re.MULTILINE)
+NOTEBOOK_TEXTS = [
+    "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells)
+    for path in sorted(NOTEBOOKS.glob("*.ipynb"))
+]
+TRAININGS = [
+    flags
+    for text in (TEXT, *NOTEBOOK_TEXTS)
+    for flags in re.findall(r"^python -m l3paper\.train(.*)$", text, re.MULTILINE)
+]
 
 
 def test_python_snippet_runs():
@@ -28,7 +37,8 @@ def test_python_snippet_runs():
 
 
 @pytest.mark.parametrize("flags", TRAININGS)
-def test_training_commands_are_valid(flags):
+def test_training_commands_of_readme_and_notebooks_are_valid(flags):
+    assert not flags.rstrip().endswith("\\")
     flags = shlex.split(flags, comments=True)
     parser = argparse.ArgumentParser()
     add_flags(parser)

@@ -402,7 +402,7 @@ def test_bad_preset_in_the_environment_is_refused(refused, monkeypatch):
 def test_missing_extra_is_refused(refused, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     code, message = refused("--data=hf:some/set", "--data-bytes=100")
-    assert (code, "pip install 'l3paper[hf]'" in message) == (2, True)
+    assert (code, "the extra l3paper[hf]: pip install datasets" in message) == (2, True)
 
 
 def test_text_too_short_for_one_sequence_is_refused_before_evaluating(refused, monkeypatch):
