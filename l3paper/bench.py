@@ -6,6 +6,7 @@ the last column are what carries over.
 """
 
 import argparse
+import os
 import statistics
 import sys
 import time
@@ -68,7 +69,9 @@ def interleaved_medians(jobs: dict[str, Callable[[], object]], repeats: int) -> 
 
 
 def bench_lookup(setting: LookupSetting, repeats: int, device: torch.device) -> list[dict]:
-    """Forward and backward of every lookup but the loop, and the two floors, fastest last.
+    """Forward and backward of every lookup but the loop, and the sum of two floors.
+
+    Where the gathers of `padded` would not fit into memory, it is left out, with a word on stderr.
 
     The floors: the products that the equation needs at the speed of one large product, and the bytes
     that must move (touched rows read twice, the table's gradient and the activations written once)
@@ -92,9 +95,12 @@ def bench_lookup(setting: LookupSetting, repeats: int, device: torch.device) -> 
         return run
 
     lookups = {"padded": padded, "blocked": blocked, "blocked, 512 as in the paper": paper_blocked}
+    rows = bounds.diff()
+    gathered = 4 * len(ids) * int(rows[ids].max()) * setting.width  # bytes
+    if too_large := 5 * gathered > memory_size(device):  # keys, values, and their gradients twice
+        del lookups["padded"]
     jobs = {name: step(lookup) for name, lookup in lookups.items()} | {"grouped": step(grouped)}
     medians = interleaved_medians(jobs, repeats)
-    rows = bounds.diff()
     products = 6 * 2 * int(rows[ids].sum()) * setting.width  # two forward, four backward
     moved = 2 * int(rows[ids.unique()].sum()) + setting.n_emb + 4 * len(ids)  # rows of the width
     floor = products / product_speed(device) + 4 * moved * setting.width / copy_speed(device)
@@ -103,6 +109,10 @@ def bench_lookup(setting: LookupSetting, repeats: int, device: torch.device) -> 
         for name, job in jobs.items()
     ]
     results.append({"lookup": "sum of the floors", "seconds": floor, "peak_bytes": None})
+    if too_large:
+        print(
+            f"padded is left out: its gathers would need {5 * gathered / 1e9:.0f} GB", file=sys.stderr
+        )
     fastest = medians["grouped"]
     return [{**row, "times_grouped": row["seconds"] / fastest} for row in results]
 
@@ -177,6 +187,16 @@ def copy_speed(device: torch.device, numbers: int = 2**25) -> float:
     source = torch.randn(numbers, device=device)
     target = torch.empty_like(source)
     return 8 * numbers / interleaved_medians({"copy": lambda: target.copy_(source)}, 7)["copy"]
+
+
+def memory_size(device: torch.device) -> int:
+    """Bytes of memory the device has; where the system does not say, 8 GB are assumed."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return 8 * 2**30
 
 
 def peak_bytes(job: Callable[[], object], device: torch.device) -> int:

@@ -49,6 +49,14 @@ def test_lookup_table_and_record(corpus, tmp_path, capsys):
     assert 0 < by_name["sum of the floors"]["seconds"] < by_name["padded"]["seconds"]
 
 
+def test_padded_is_left_out_where_it_does_not_fit(corpus, monkeypatch, capsys):
+    monkeypatch.setattr(bench, "memory_size", lambda device: 1_000_000)
+    names = [row["lookup"] for row in bench.bench_lookup(SETTINGS["smoke"], 1, CPU)]
+    assert "padded" not in names
+    assert "grouped" in names
+    assert "padded is left out: its gathers would need" in capsys.readouterr().err
+
+
 def test_train_step_compares_with_dense(corpus, capsys):
     results = bench.bench_train_step("smoke", 1, CPU)
     assert [row["model"] for row in results] == ["dense", "dense + L3"]
