@@ -130,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--family is {given.family!r}; choose one of {', '.join(families)}")
     try:
         run_experiment(given.name, given.preset, given.folder or RECORDS / given.name, given.family)
-    except (ValueError, ImportError) as error:
+    except (ValueError, ImportError, OSError) as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return 2
     return 0
