@@ -210,10 +210,14 @@ class GPT(nn.Module):
             )
         x = rms_norm(self.wte(idx))  # (B, T, C)
         cos, sin = (table[: idx.shape[1]].to(x.dtype) for table in (self.cos, self.sin))
+        plans = {}  # by bounds_id: layers with the same bounds share the sorting of the batch
         for i, block in enumerate(self.blocks):
             x = block(x, cos, sin)
             if str(i) in self.l3_layers:
-                x = x + self.l3_layers[str(i)](x, idx)
+                layer = self.l3_layers[str(i)]
+                if layer.bounds_id not in plans:
+                    plans[layer.bounds_id] = layer.plan(idx)
+                x = x + layer(x, idx, plans[layer.bounds_id])
         return rms_norm(x)
 
     def forward(self, idx: Tensor, targets: Tensor | None = None) -> Tensor:

@@ -1,15 +1,15 @@
 """The lookup without waste: every distinct token is one small dense attention over its own rows.
 
-Sorted by token, the positions of a batch fall into groups that share their rows, and a token's rows
-are a contiguous slice of the table. So a group needs no gather, no mask and no padding: two products
-with a slice. The backward pass writes the table's gradient straight into slices of one tensor, which
-autograd would build from one full-sized tensor a slice.
+A group of positions that share a token needs no gather, no mask and no padding: two products with a
+slice of the table. The backward pass writes the table's gradient straight into slices of one tensor,
+which autograd would build from one full-sized tensor a slice.
 
 Products with a few rows cost more to launch than to compute. Groups with few rows and few positions
-are therefore put together by size, rounded up to powers of two, and each size is one batched product.
-A token with one row needs no product at all: its softmax is 1.
+are therefore put together by size, rounded up, and each size is one batched product. A token with one
+row needs no product at all: its softmax is 1.
 """
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -17,8 +17,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import embedding  # gathers rows several times faster than x[index]
 
-SMALL = 64
-"""A group with fewer rows and fewer positions than this is batched with others of its size."""
+from l3paper.groups import Groups, group_by_token
+
+POSITIONS, ROWS = (1, 4, 16, 32), (8, 16, 32, 64)
+"""Sizes that small groups are rounded up to: a finer choice pads less, a coarser one launches less."""
 
 
 class Bucket(NamedTuple):
@@ -26,59 +28,67 @@ class Bucket(NamedTuple):
 
     positions: Tensor  # (G, P) places in the sorted order; N, one past the last, where there is none
     rows: Tensor  # (G, R) rows of the table; the group's first again where there is none
-    own: Tensor  # (G, R) False where there is none
+    target: Tensor  # (G, R) the same; n_emb, one past the last, where there is none
+    padding: Tensor  # (G, 1, R) True where there is none
 
 
-class Plan(NamedTuple):
+@dataclass(eq=False)  # torch.compile looks into a tuple, and compiles anew for every batch's sizes
+class Plan:
     """How a batch of N positions is divided. It depends on the token ids and the bounds alone."""
 
-    order: Tensor  # (N,) sorts the positions by token
-    inverse: Tensor  # (N,) puts them back
+    groups: Groups
     single_positions: Tensor  # places in the sorted order whose token owns one row, and
     single_rows: Tensor  # that row
     slices: list[list[int]]  # of large groups: first position, last + 1, first row, last + 1
     buckets: list[Bucket]
 
 
-def make_plan(token_ids: Tensor, bounds: Tensor) -> Plan:
+def make_plan(token_ids: Tensor, bounds: Tensor, n_emb: int) -> Plan:
     """Divide the positions with these ids (N,) into groups by token, and the groups by size."""
-    order = token_ids.argsort(stable=True)
-    inverse = torch.empty_like(order)
-    inverse[order] = torch.arange(len(order), device=order.device)
-    tokens, count = token_ids[order].unique_consecutive(return_counts=True)  # (groups,)
-    start = count.cumsum(0) - count
-    first, length = bounds[tokens], bounds.diff()[tokens]
+    groups = group_by_token(token_ids, bounds)
+    order, _, start, count, first, length = groups
+    device = order.device
     single = length == 1
-    large = ~single & ((length >= SMALL) | (count >= SMALL))
-    single_positions = single.repeat_interleave(count).nonzero().flatten()
+    large = ~single & ((count > POSITIONS[-1]) | (length > ROWS[-1]))
     slices = torch.stack([start, start + count, first, first + length], dim=1)[large].tolist()
-    size = torch.stack([_exponent(count), _exponent(length)], dim=1)
+    small = (~single & ~large).nonzero()  # (groups, 1)
+    height = torch.bucketize(count[small], torch.tensor(POSITIONS, device=device))
+    width = torch.bucketize(length[small], torch.tensor(ROWS, device=device))
+    shapes = [(p, r) for p in POSITIONS for r in ROWS]
+    shape, by_shape = (height * len(ROWS) + width).flatten().sort()
+    sizes = shape.bincount(minlength=len(shapes)).tolist()
     buckets = []
-    for shape in size[~single & ~large].unique(dim=0).tolist():
-        group = (~single & ~large & (size == size.new_tensor(shape)).all(dim=1)).nonzero()  # (G, 1)
-        place, row = (torch.arange(2**exponent, device=order.device) for exponent in shape)
-        real, own = place < count[group], row < length[group]
-        positions = torch.where(real, start[group] + place, len(order))
-        rows = torch.where(own, first[group] + row, first[group])
-        buckets.append(Bucket(positions, rows, own))
+    for (p, r), group in zip(shapes, small[by_shape].split(sizes), strict=True):
+        if not len(group):
+            continue
+        place, row = torch.arange(p, device=device), torch.arange(r, device=device)
+        own, rows = row < length[group], first[group] + row  # (G, r)
+        positions = torch.where(place < count[group], start[group] + place, len(order))  # (G, p)
+        target = torch.where(own, rows, n_emb)
+        buckets.append(Bucket(positions, torch.where(own, rows, first[group]), target, ~own[:, None]))
+    single_positions = single.repeat_interleave(count).nonzero().flatten()
     single_rows = first.repeat_interleave(count)[single_positions]
-    return Plan(order, inverse, single_positions, single_rows, slices, buckets)
-
-
-def _exponent(number: Tensor) -> Tensor:
-    """The smallest e with 2^e >= number."""
-    return (number - 1).float().frexp().exponent
+    return Plan(groups, single_positions, single_rows, slices, buckets)
 
 
 @torch.compiler.disable  # the plan reads the ids on the host; a compiled model breaks its graph here
-def grouped(query: Tensor, token_ids: Tensor, bounds: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+def grouped(
+    query: Tensor,
+    token_ids: Tensor,
+    bounds: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    plan: Plan | None = None,
+) -> Tensor:
     """One dense attention a distinct token, over a slice of the table; see the top of this module.
 
-    Under autocast the lookup keeps the precision of the table. Its gradients cannot be
+    `plan`, where given, is `make_plan(token_ids, bounds, len(keys))`: L3 layers with the same bounds
+    can share it. Under autocast the lookup keeps the precision of the table. Its gradients cannot be
     differentiated again: a second backward pass raises RuntimeError.
     """
     with torch.autocast(query.device.type, enabled=False):
-        plan = make_plan(token_ids, bounds)
+        if plan is None:
+            plan = make_plan(token_ids, bounds, len(keys))
         found = _Grouped.apply(query.to(keys.dtype), keys, values, values is keys, plan)
     return found.to(query.dtype)
 
@@ -88,54 +98,60 @@ class _Grouped(torch.autograd.Function):
     def forward(ctx, query, keys, values, tied, plan):
         ctx.plan, ctx.tied = plan, tied
         # One row more than there are positions: where the padding of small groups reads and writes.
-        q = _padded_sort(query, plan)  # (N + 1, d_in)
+        q = _padded_sort(query, plan.groups)  # (N + 1, d_in)
         output = q.new_empty(len(q), values.shape[1])
         weights = []
         for a, b, first, last in plan.slices:
             weight = (q[a:b] @ keys[first:last].T).softmax(dim=-1)  # (n, d_t)
             torch.mm(weight, values[first:last], out=output[a:b])
             weights.append(weight)
-        for positions, rows, own in plan.buckets:
+        for positions, rows, _, padding in plan.buckets:
             key = embedding(rows, keys)  # (G, R, d_in)
             value = key if tied else embedding(rows, values)  # (G, R, d_emb)
             scores = embedding(positions, q) @ key.mT  # (G, P, R)
-            weight = scores.masked_fill_(~own[:, None], -torch.inf).softmax(dim=-1)
+            weight = scores.masked_fill_(padding, -torch.inf).softmax(dim=-1)
             output.index_copy_(0, positions.flatten(), (weight @ value).flatten(0, 1))
             weights.append(weight)
         output.index_copy_(0, plan.single_positions, embedding(plan.single_rows, values))
         ctx.save_for_backward(q, keys, values, *weights)
-        return embedding(plan.inverse, output)
+        return embedding(plan.groups.inverse, output)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_output):
         plan, tied = ctx.plan, ctx.tied
         q, keys, values, *weights = ctx.saved_tensors
-        g = _padded_sort(grad_output, plan)  # (N + 1, d_emb)
-        grad_q, grad_keys = torch.zeros_like(q), torch.zeros_like(keys)
-        grad_values = grad_keys if tied else torch.zeros_like(values)
+        g = _padded_sort(grad_output, plan.groups)  # (N + 1, d_emb)
+        grad_q = torch.zeros_like(q)
+        # One row more than the table has: where the padding of small groups writes.
+        grad_keys = keys.new_zeros(len(keys) + 1, keys.shape[1])
+        grad_values = grad_keys if tied else values.new_zeros(len(values) + 1, values.shape[1])
         for (a, b, first, last), weight in zip(plan.slices, weights, strict=False):
             grad_scores = _softmax_backward(g[a:b] @ values[first:last].T, weight)  # (n, d_t)
             torch.mm(grad_scores, keys[first:last], out=grad_q[a:b])
-            grad_keys[first:last].addmm_(grad_scores.T, q[a:b])
+            torch.mm(grad_scores.T, q[a:b], out=grad_keys[first:last])
             grad_values[first:last].addmm_(weight.T, g[a:b])
         for bucket, weight in zip(plan.buckets, weights[len(plan.slices) :], strict=True):
-            positions, rows = bucket.positions, bucket.rows
+            positions, rows, target, _ = bucket
             x, grad, key = embedding(positions, q), embedding(positions, g), embedding(rows, keys)
             value = key if tied else embedding(rows, values)
             grad_scores = _softmax_backward(grad @ value.mT, weight)  # (G, P, R)
             grad_q.index_copy_(0, positions.flatten(), (grad_scores @ key).flatten(0, 1))
-            # Where a group has no row, weight and grad_scores are zero, and zero is added.
-            grad_keys.index_add_(0, rows.flatten(), (grad_scores.mT @ x).flatten(0, 1))
-            grad_values.index_add_(0, rows.flatten(), (weight.mT @ grad).flatten(0, 1))
+            grad_key, grad_value = grad_scores.mT @ x, weight.mT @ grad  # (G, R, d_in or d_emb)
+            if tied:
+                grad_key += grad_value
+            else:
+                grad_values.index_copy_(0, target.flatten(), grad_value.flatten(0, 1))
+            grad_keys.index_copy_(0, target.flatten(), grad_key.flatten(0, 1))
         grad_values.index_add_(0, plan.single_rows, embedding(plan.single_positions, g))
-        return embedding(plan.inverse, grad_q), grad_keys, None if tied else grad_values, None, None
+        grad_values = None if tied else grad_values[:-1]
+        return embedding(plan.groups.inverse, grad_q), grad_keys[:-1], grad_values, None, None
 
 
-def _padded_sort(x: Tensor, plan: Plan) -> Tensor:
-    """The rows of x (N, d) in the plan's order, and a row of zeros: (N + 1, d)."""
+def _padded_sort(x: Tensor, groups: Groups) -> Tensor:
+    """The rows of x (N, d) in the sorted order, and a row of zeros: (N + 1, d)."""
     padded = x.new_zeros(len(x) + 1, x.shape[1])
-    torch.index_select(x, 0, plan.order, out=padded[:-1])
+    torch.index_select(x, 0, groups.order, out=padded[:-1])
     return padded
 
 

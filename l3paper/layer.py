@@ -11,10 +11,14 @@ kv_weight     W_K = W_V    the table, tied; k_weight and v_weight when untied
 w_up, w_mix   W_up, W_mix  the two projections
 """
 
+import hashlib
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from l3paper.grouped import Plan, grouped, make_plan
 from l3paper.lookup import LOOKUPS, Lookup
 
 
@@ -41,12 +45,13 @@ class L3Layer(nn.Module):
         lookup: a name in `l3paper.lookup.LOOKUPS`, or a function with that signature.
 
     `set_bounds` must give every token its rows before the first forward pass. A state dict carries
-    the bounds, so a layer that loads one needs no set_bounds.
+    the bounds, so a layer that loads one needs no set_bounds. `bounds_id` is equal for equal bounds.
 
     Raises ValueError for sizes below 1, an unknown lookup, and a tied table with another d_emb.
     """
 
     bounds: Tensor | None
+    bounds_id: str | None
 
     def __init__(
         self,
@@ -77,6 +82,7 @@ class L3Layer(nn.Module):
         self.w_up = nn.Linear(d_emb, d_up, bias=False)
         self.w_mix = nn.Linear(d_up + n_embd, n_embd, bias=False)
         self.register_buffer("bounds", None)
+        self.bounds_id = None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -101,16 +107,35 @@ class L3Layer(nn.Module):
             raise ValueError(complaint)
         # A clone: what the caller does to its tensor later must not move our rows.
         self.bounds = bounds.detach().clone().to(self.w_up.weight.device)
+        self.bounds_id = _digest(bounds)
 
-    def forward(self, x: Tensor, token_ids: Tensor) -> Tensor:
+    @torch.compiler.disable
+    def plan(self, token_ids: Tensor) -> Plan | None:
+        """What the lookup needs to know of these ids (...), for all layers with the same bounds_id.
+
+        None where the lookup needs no plan. Raises ValueError before set_bounds and for ids outside
+        the vocabulary.
+        """
+        self._check_ids(token_ids)
+        return make_plan(token_ids.flatten(), self.bounds, self.n_emb) if self._plans else None
+
+    def forward(self, x: Tensor, token_ids: Tensor, plan: Plan | None = None) -> Tensor:
         """x (..., n_embd) and token_ids (...) to the residual's delta (..., n_embd).
 
+        `plan`, where given, is `plan(token_ids)` of this layer or of one with the same bounds_id.
         Raises ValueError before set_bounds, for shapes that do not fit, and for ids outside the
         vocabulary.
         """
-        self._check_input(x, token_ids)
+        if plan is None:
+            plan = self.plan(token_ids)
+        if not x.ndim or x.shape[-1] != self.n_embd or x.shape[:-1] != token_ids.shape:
+            raise ValueError(
+                f"x has shape {tuple(x.shape)} and token_ids {tuple(token_ids.shape)}; "
+                f"they must be (..., {self.n_embd}) and (...)"
+            )
+        lookup = partial(grouped, plan=plan) if self._plans else self.lookup
         query = rms_norm(x).reshape(-1, self.n_embd)  # (N, n_embd)
-        found = self.lookup(query, token_ids.flatten(), self.bounds, *self.tables())  # (N, d_emb)
+        found = lookup(query, token_ids.flatten(), self.bounds, *self.tables())  # (N, d_emb)
         up = rms_norm(self.w_up(found)).view(*x.shape[:-1], self.d_up)  # (..., d_up)
         return self.w_mix(torch.cat([up, x], dim=-1))  # (..., n_embd)
 
@@ -131,16 +156,15 @@ class L3Layer(nn.Module):
             return f"bounds must rise: token {token} owns no row"
         return None
 
-    def _check_input(self, x: Tensor, token_ids: Tensor) -> None:
+    @property
+    def _plans(self) -> bool:
+        return self.lookup is grouped
+
+    def _check_ids(self, token_ids: Tensor) -> None:
         if self.bounds is None:
             raise ValueError("the layer has no bounds yet: call set_bounds(allocation_to_bounds(...))")
         if not isinstance(token_ids, Tensor) or token_ids.dtype not in (torch.long, torch.int):
             raise ValueError("token_ids must be a tensor of whole numbers, int64 or int32")
-        if not x.ndim or x.shape[-1] != self.n_embd or x.shape[:-1] != token_ids.shape:
-            raise ValueError(
-                f"x has shape {tuple(x.shape)} and token_ids {tuple(token_ids.shape)}; "
-                f"they must be (..., {self.n_embd}) and (...)"
-            )
         vocab_size = len(self.bounds) - 1
         if token_ids.numel() and not 0 <= token_ids.min() <= token_ids.max() < vocab_size:
             raise ValueError(
@@ -161,8 +185,13 @@ class L3Layer(nn.Module):
                 error_msgs.append(f"{prefix}bounds: {complaint}")
                 return
             self.bounds = torch.empty_like(bounds, device=self.w_up.weight.device)
+            self.bounds_id = _digest(bounds)
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
         if bounds is None and prefix + "bounds" in missing_keys:
             missing_keys.remove(prefix + "bounds")
+
+
+def _digest(bounds: Tensor) -> str:
+    return hashlib.sha256(bounds.cpu().numpy().tobytes()).hexdigest()

@@ -1,4 +1,10 @@
-"""Muon for the matrices and AdamW for everything else, behind one optimizer's face."""
+"""Muon for the matrices and AdamW for everything else, behind one optimizer's face.
+
+AdamW is fused: one pass over a parameter and its two moments. A step touches a few rows of a table of
+hundreds of thousands, yet AdamW must walk them all, for a row's momentum outlasts its gradient. To
+update the touched rows only (as `torch.optim.SparseAdam`) is another algorithm, and slower than the
+fused walk besides; `python -m l3paper.bench optimizer` shows it.
+"""
 
 import torch
 from torch.optim import AdamW, Muon
@@ -16,7 +22,7 @@ class MuonAdamW(torch.optim.Optimizer):
 
     def __init__(self, matrices: dict, others: list[dict]):
         self.muon = Muon([matrices], momentum=0.95)
-        self.adamw = AdamW(others, betas=(0.8, 0.95), eps=1e-10, weight_decay=0.0)
+        self.adamw = AdamW(others, betas=(0.8, 0.95), eps=1e-10, weight_decay=0.0, fused=True)
         super().__init__(self._groups(), defaults={})
 
     def _groups(self) -> list[dict]:

@@ -1,13 +1,17 @@
 """GPT with and without L3 layers."""
 
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._dynamo.testing import CompileCounter
 
-from l3paper import GPT, GPTConfig, allocation_to_bounds, compute_lzw_allocation
+from l3paper import GPT, GPTConfig, allocation_to_bounds, compute_lzw_allocation, layer
 from l3paper.generate import generate
+from l3paper.grouped import make_plan
+from l3paper.lookup import loop
 
 DENSE = GPTConfig(sequence_len=12, vocab_size=40, n_layer=3, n_head=4, n_kv_head=2, n_embd=32)
 WITH_L3 = replace(DENSE, l3_after_layers="0,2", l3_n_emb=100, l3_d_up=16, l3_k_max=6)
@@ -34,6 +38,34 @@ def stir(model):
         for parameter in model.parameters():
             parameter.normal_(std=0.2)
     return model
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_layers_with_the_same_bounds_share_one_plan(same, monkeypatch):
+    model = stir(make_model(WITH_L3))
+    if not same:
+        model.l3_layers["2"].set_bounds(allocation_to_bounds([61] + [1] * 39))
+    model.load_state_dict(deepcopy(model.state_dict()))  # from now on, the bounds are two tensors
+    idx, _ = make_batch()
+    made = []
+    monkeypatch.setattr(layer, "make_plan", lambda *args: made.append(args) or make_plan(*args))
+    logits = model(idx)
+    assert len(made) == (1 if same else 2)
+    for each in model.l3_layers.values():
+        each.lookup = loop
+    torch.testing.assert_close(logits, model(idx))
+
+
+def test_compiles_once_for_batches_of_all_kinds():
+    model = stir(make_model(WITH_L3))
+    counter = CompileCounter()
+    compiled = torch.compile(model, backend=counter)
+    for seed in range(5):
+        batch = make_batch(seed)
+        torch.testing.assert_close(compiled(*batch), model(*batch))
+        if seed == 0:
+            frames = counter.frame_count
+    assert counter.frame_count == frames
 
 
 CONFIGS = pytest.mark.parametrize("config", [DENSE, WITH_L3], ids=["dense", "l3"])

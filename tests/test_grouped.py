@@ -1,5 +1,7 @@
 """What the grouped lookup adds to the tests of every lookup in test_lookup.py."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 from hypothesis import given
@@ -20,13 +22,23 @@ def gradients(output, inputs, weight):
     return torch.autograd.grad((output * weight).sum(), leaves)
 
 
-@TIED
-@pytest.mark.parametrize("small", [1, 2, 4, 64])
-@given(data=st.data())
-def test_where_small_ends_changes_nothing(small, tied, data):
-    inputs = data.draw(lookup_inputs(tied))
+SIZES = [((1,), (2,)), ((1, 2), (2, 4)), ((2, 3), (5,)), ((1, 4, 16, 32), (8, 16, 32, 64))]
+
+
+@contextmanager
+def rounding_up_to(positions, rows):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "SMALL", small)
+        patch.setattr(module, "POSITIONS", positions)
+        patch.setattr(module, "ROWS", rows)
+        yield
+
+
+@TIED
+@pytest.mark.parametrize("sizes", SIZES)
+@given(data=st.data())
+def test_how_small_groups_are_rounded_up_changes_nothing(sizes, tied, data):
+    inputs = data.draw(lookup_inputs(tied))
+    with rounding_up_to(*sizes):
         output = grouped(*inputs)
     expected = loop(*inputs)
     torch.testing.assert_close(output, expected, rtol=1e-10, atol=1e-12)
@@ -36,25 +48,24 @@ def test_where_small_ends_changes_nothing(small, tied, data):
         torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-11)
 
 
-@given(lookup_inputs(tied=True), st.sampled_from([1, 2, 4, 64]))
-def test_plan_serves_every_position_once(inputs, small):
-    _, token_ids, bounds, _, _ = inputs
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "SMALL", small)
-        plan = make_plan(token_ids, bounds)
+@given(lookup_inputs(tied=True), st.sampled_from(SIZES))
+def test_plan_serves_every_position_once(inputs, sizes):
+    _, token_ids, bounds, keys, _ = inputs
+    with rounding_up_to(*sizes):
+        plan = make_plan(token_ids, bounds, len(keys))
     served = plan.single_positions.tolist()
     for first, last, _, _ in plan.slices:
         served += range(first, last)
     for bucket in plan.buckets:
         served += [p for p in bucket.positions.flatten().tolist() if p < len(token_ids)]
     assert sorted(served) == list(range(len(token_ids)))
-    assert torch.equal(plan.order[plan.inverse], torch.arange(len(token_ids)))
+    assert torch.equal(plan.groups.order[plan.groups.inverse], torch.arange(len(token_ids)))
 
 
 def test_real_sizes_use_slices_and_buckets_and_singles():
     alloc = [1] * 40 + [3] * 40 + [20] * 20 + [100] * 10
     inputs = make_inputs(alloc, 2000, 16, 16, True, seed=0)
-    plan = make_plan(inputs[1], inputs[2])
+    plan = make_plan(inputs[1], inputs[2], len(inputs[3]))
     assert len(plan.slices) >= 10
     assert len(plan.buckets) >= 3
     assert len(plan.single_positions) > 100

@@ -37,7 +37,25 @@ def test_steps_equal_those_of_the_two_optimizers_alone():
         for each in (optimizer, *alone):
             each.step()
     assert torch.equal(matrix, twins[0])
-    assert torch.equal(vector, twins[1])
+    torch.testing.assert_close(vector, twins[1])  # fused or not: equal up to rounding
+
+
+def test_fused_adamw_equals_its_formula_for_rows_with_and_without_gradient():
+    table = torch.nn.Parameter(torch.randn(6, 3, dtype=torch.float64))
+    expected = table.detach().clone()
+    first = second = torch.zeros_like(expected)
+    matrix = torch.nn.Parameter(torch.zeros(2, 2, dtype=torch.float64))
+    optimizer = MuonAdamW({"params": [matrix]}, [{"params": [table], "lr": 0.01}])
+    for step in range(1, 30):
+        gradient = torch.zeros_like(expected)
+        gradient[torch.randperm(6)[:2]] = torch.randn(2, 3, dtype=torch.float64)
+        table.grad = gradient
+        optimizer.step()
+        first = 0.8 * first + 0.2 * gradient
+        second = 0.95 * second + 0.05 * gradient**2
+        corrected = (second / (1 - 0.95**step)).sqrt() + 1e-10
+        expected -= 0.01 * first / (1 - 0.8**step) / corrected
+    torch.testing.assert_close(table.detach(), expected)
 
 
 def test_zero_grad_clears_both():
