@@ -1,22 +1,18 @@
-"""Timings one can trust: `python -m l3paper.bench lookup | allocation | train-step`.
+"""Timings one can trust: `python -m l3paper.bench lookup | optimizer | train-step | allocation`.
 
-Everything that is compared runs in one process, warm, in turns, and is summed up by medians, so that
-a busy moment of the machine hits all sides alike. Absolute times depend on the machine; the ratios in
-the last column are what carries over.
+Absolute times depend on the machine; the ratios in the last column are what carries over.
 """
 
 import argparse
-import os
-import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import torch
-from torch.profiler import ProfilerActivity, profile
+from torch import Tensor
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from l3paper.allocation import (
     allocate_by_codewords,
@@ -29,6 +25,7 @@ from l3paper.data import load_corpus, training_batch
 from l3paper.files import require_writable
 from l3paper.lookup import blocked, grouped, padded
 from l3paper.records import environment, write_record
+from l3paper.timing import copy_speed, interleaved_medians, memory_size, peak_bytes, product_speed
 from l3paper.train import build_model, pick_device
 
 
@@ -48,30 +45,30 @@ SETTINGS = {
     "laptop": LookupSetting(2048, 4096, 16384, 64, 128),
     "medium": LookupSetting(2048, 4096, 65536, 512, 256),
     "large": LookupSetting(8192, 16384, 98304, 512, 384),
+    "paper": LookupSetting(32768, 32768, 710_000, 512, 1024),
 }
 
 
-paper_blocked = partial(blocked, block_size=512)
+def flex(query: Tensor, token_ids: Tensor, bounds: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """The lookup by PyTorch's FlexAttention with a block mask, the paper's second way to train."""
+    order = token_ids.argsort(stable=True)
+    ids = token_ids[order]
+    first, last = bounds[ids], bounds[ids + 1]
+
+    def own(batch, head, position, row):
+        return (first[position] <= row) & (row < last[position])
+
+    mask = create_block_mask(own, None, None, len(ids), len(keys), device=query.device)
+    q, k, v = (x[None, None] for x in (query[order], keys, values))
+    return flex_attention(q, k, v, block_mask=mask, scale=1.0)[0, 0][order.argsort()]
 
 
-def interleaved_medians(jobs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median seconds of every job: one warm-up each, then `repeats` rounds of all in turn."""
-    seconds = {name: [] for name in jobs}
-    for round_ in range(1 + repeats):
-        for name, job in jobs.items():
-            begin = time.perf_counter()
-            job()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            if round_:
-                seconds[name].append(time.perf_counter() - begin)
-    return {name: statistics.median(taken) for name, taken in seconds.items()}
-
-
-def bench_lookup(setting: LookupSetting, repeats: int, device: torch.device) -> list[dict]:
+def bench_lookup(
+    setting: LookupSetting, repeats: int, device: torch.device, dtype: torch.dtype = torch.float32
+) -> list[dict]:
     """Forward and backward of every lookup but the loop, and the sum of two floors.
 
-    Where the gathers of `padded` would not fit into memory, it is left out, with a word on stderr.
+    What does not fit into memory is left out, with a word on stderr. On CUDA, FlexAttention joins in.
 
     The floors: the products that the equation needs at the speed of one large product, and the bytes
     that must move (touched rows read twice, the table's gradient and the activations written once)
@@ -83,9 +80,10 @@ def bench_lookup(setting: LookupSetting, repeats: int, device: torch.device) -> 
     token_ids, _ = training_batch(corpus.train, setting.positions // 128, 128, seed=0, step=0)
     ids = token_ids.flatten().to(device)
     torch.manual_seed(0)
-    query = torch.randn(len(ids), setting.width, device=device, requires_grad=True)
-    table = torch.randn(setting.n_emb, setting.width, device=device, requires_grad=True)
-    upstream = torch.randn(len(ids), setting.width, device=device)
+    like = dict(device=device, dtype=dtype)
+    query = torch.randn(len(ids), setting.width, **like, requires_grad=True)
+    table = torch.randn(setting.n_emb, setting.width, **like, requires_grad=True)
+    upstream = torch.randn(len(ids), setting.width, **like)
 
     def step(lookup) -> Callable[[], None]:
         def run():
@@ -94,27 +92,78 @@ def bench_lookup(setting: LookupSetting, repeats: int, device: torch.device) -> 
 
         return run
 
-    lookups = {"padded": padded, "blocked": blocked, "blocked, 512 as in the paper": paper_blocked}
+    lookups = {
+        "padded": padded,
+        "blocked": blocked,
+        "blocked, 512 as in the paper": partial(blocked, block_size=512),
+    }
+    if device.type == "cuda":
+        lookups["FlexAttention"] = torch.compile(flex)
     rows = bounds.diff()
-    gathered = 4 * len(ids) * int(rows[ids].max()) * setting.width  # bytes
-    if too_large := 5 * gathered > memory_size(device):  # keys, values, and their gradients twice
+    gathered = table.element_size() * len(ids) * int(rows[ids].max()) * setting.width  # bytes
+    if 5 * gathered > memory_size(device):  # keys, values, and their gradients twice
         del lookups["padded"]
-    jobs = {name: step(lookup) for name, lookup in lookups.items()} | {"grouped": step(grouped)}
+        gigabytes = 5 * gathered / 1e9
+        print(f"padded is left out: its gathers would need {gigabytes:.0f} GB", file=sys.stderr)
+    jobs = {}
+    for name, lookup in (lookups | {"grouped": grouped}).items():
+        jobs[name] = step(lookup)
+        try:
+            jobs[name]()
+        except torch.OutOfMemoryError:
+            del jobs[name]
+            print(f"{name} is left out: out of memory", file=sys.stderr)
     medians = interleaved_medians(jobs, repeats)
     products = 6 * 2 * int(rows[ids].sum()) * setting.width  # two forward, four backward
     moved = 2 * int(rows[ids.unique()].sum()) + setting.n_emb + 4 * len(ids)  # rows of the width
-    floor = products / product_speed(device) + 4 * moved * setting.width / copy_speed(device)
+    seconds_moving = table.element_size() * moved * setting.width / copy_speed(device)
+    floor = products / product_speed(device, dtype) + seconds_moving
     results = [
         {"lookup": name, "seconds": medians[name], "peak_bytes": peak_bytes(job, device)}
         for name, job in jobs.items()
     ]
     results.append({"lookup": "sum of the floors", "seconds": floor, "peak_bytes": None})
-    if too_large:
-        print(
-            f"padded is left out: its gathers would need {5 * gathered / 1e9:.0f} GB", file=sys.stderr
-        )
     fastest = medians["grouped"]
     return [{**row, "times_grouped": row["seconds"] / fastest} for row in results]
+
+
+def bench_optimizer(setting: LookupSetting, repeats: int, device: torch.device) -> list[dict]:
+    """One update of a setting's table, three ways: AdamW operation by operation, fused, sparse.
+
+    The gradient has rows where a batch of the default corpus touches the table. Sparse is another
+    algorithm: rows without gradient rest, although their momentum would still move them.
+    """
+    corpus = load_corpus(vocab_size=setting.vocab_size)
+    alloc = compute_lzw_allocation(corpus.documents(), setting.vocab_size, setting.n_emb, setting.k_max)
+    token_ids, _ = training_batch(corpus.train, setting.positions // 128, 128, seed=0, step=0)
+    owner = torch.arange(setting.vocab_size).repeat_interleave(torch.tensor(alloc))
+    touched = torch.isin(owner, token_ids).nonzero().flatten().to(device)
+    gradient = torch.zeros(setting.n_emb, setting.width, device=device)
+    gradient[touched] = torch.randn(len(touched), setting.width, device=device)
+    rows = torch.sparse_coo_tensor(
+        touched[None], gradient[touched], gradient.shape, is_coalesced=True, check_invariants=True
+    )
+
+    def job(make, grad) -> Callable[[], None]:
+        table = torch.nn.Parameter(torch.randn_like(gradient))
+        table.grad = grad
+        return make([table]).step
+
+    jobs = {
+        "AdamW": job(partial(torch.optim.AdamW, weight_decay=0.0), gradient),
+        "AdamW, fused": job(partial(torch.optim.AdamW, weight_decay=0.0, fused=True), gradient),
+        "SparseAdam, touched rows only": job(torch.optim.SparseAdam, rows),
+    }
+    medians = interleaved_medians(jobs, repeats)
+    return [
+        {
+            "update": name,
+            "rows": len(touched) if "Sparse" in name else setting.n_emb,
+            "seconds": seconds,
+            "times_fused": seconds / medians["AdamW, fused"],
+        }
+        for name, seconds in medians.items()
+    ]
 
 
 def bench_allocation(repeats: int) -> list[dict]:
@@ -176,47 +225,6 @@ def bench_train_step(preset: str, repeats: int, device: torch.device) -> list[di
     ]
 
 
-def product_speed(device: torch.device, size: int = 1024) -> float:
-    """Operations a second of one large matrix product, float32."""
-    a, b = torch.randn(2, size, size, device=device)
-    return 2 * size**3 / interleaved_medians({"product": lambda: a @ b}, repeats=7)["product"]
-
-
-def copy_speed(device: torch.device, numbers: int = 2**25) -> float:
-    """Bytes a second of a large copy, counting bytes read and bytes written."""
-    source = torch.randn(numbers, device=device)
-    target = torch.empty_like(source)
-    return 8 * numbers / interleaved_medians({"copy": lambda: target.copy_(source)}, 7)["copy"]
-
-
-def memory_size(device: torch.device) -> int:
-    """Bytes of memory the device has; where the system does not say, 8 GB are assumed."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return 8 * 2**30
-
-
-def peak_bytes(job: Callable[[], object], device: torch.device) -> int:
-    """The most memory that PyTorch held at once during `job`, beyond what it held before."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        job()
-        return torch.cuda.max_memory_allocated() - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watch:
-        job()
-    # The profiler's public tables sum memory by operation; its raw events have the order in time.
-    events = [e for e in watch.profiler.kineto_results.events() if e.name() == "[memory]"]
-    held = most = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        most = max(most, held)
-    return most
-
-
 def as_table(results: list[dict]) -> str:
     """Results as aligned columns: times in ms, bytes in MB."""
 
@@ -240,15 +248,21 @@ def as_table(results: list[dict]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; exit code 2, and one line on stderr, for input that cannot be used."""
     parser = argparse.ArgumentParser(prog="python -m l3paper.bench", description=__doc__)
-    parser.add_argument("what", choices=("lookup", "allocation", "train-step"))
+    parser.add_argument("what", choices=("lookup", "optimizer", "train-step", "allocation"))
     parser.add_argument(
-        "--setting", choices=SETTINGS, default="laptop", help="of lookup (default: laptop)"
+        "--setting", choices=SETTINGS, default="laptop", help="of lookup, optimizer (default: laptop)"
     )
     parser.add_argument(
         "--preset", choices=PRESETS, default="laptop", help="of train-step (default: laptop)"
     )
     parser.add_argument("--repeats", type=int, default=7, metavar="N", help="rounds (default: 7)")
     parser.add_argument("--device", default="auto", metavar="NAME", help="cpu, cuda or auto (default)")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="of lookup (default: float32)",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
     given = parser.parse_args(arguments)
     try:
@@ -259,16 +273,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             require_writable(given.json)
     except ValueError as error:
         parser.error(str(error))
+    setting = asdict(SETTINGS[given.setting])
     if given.what == "lookup":
-        setting = asdict(SETTINGS[given.setting])
-        results = bench_lookup(SETTINGS[given.setting], given.repeats, device)
-    elif given.what == "allocation":
-        setting, results = {}, bench_allocation(given.repeats)
+        setting["dtype"] = given.dtype
+        dtype = getattr(torch, given.dtype)
+        results = bench_lookup(SETTINGS[given.setting], given.repeats, device, dtype)
+    elif given.what == "optimizer":
+        results = bench_optimizer(SETTINGS[given.setting], given.repeats, device)
+    elif given.what == "train-step":
+        setting = {"preset": given.preset}
+        results = bench_train_step(given.preset, given.repeats, device)
     else:
-        setting, results = (
-            {"preset": given.preset},
-            bench_train_step(given.preset, given.repeats, device),
-        )
+        setting, results = {}, bench_allocation(given.repeats)
     print(as_table(results))
     if given.json:
         record = {"bench": given.what, "setting": setting, "results": results}

@@ -7,6 +7,8 @@ which autograd would build from one full-sized tensor a slice.
 Products with a few rows cost more to launch than to compute. Groups with few rows and few positions
 are therefore put together by size, rounded up, and each size is one batched product. A token with one
 row needs no product at all: its softmax is 1.
+
+On CUDA with Triton, the kernels of `l3paper.kernels` do the same for all groups at once.
 """
 
 from dataclasses import dataclass
@@ -18,6 +20,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import embedding  # gathers rows several times faster than x[index]
 
 from l3paper.groups import Groups, group_by_token
+from l3paper.kernels import attend, available
+from l3paper.tiles import Tiles, make_tiles
 
 POSITIONS, ROWS = (1, 4, 16, 32), (8, 16, 32, 64)
 """Sizes that small groups are rounded up to: a finer choice pads less, a coarser one launches less."""
@@ -32,20 +36,32 @@ class Bucket(NamedTuple):
     padding: Tensor  # (G, 1, R) True where there is none
 
 
-@dataclass(eq=False)  # torch.compile looks into a tuple, and compiles anew for every batch's sizes
-class Plan:
-    """How a batch of N positions is divided. It depends on the token ids and the bounds alone."""
+class Parts(NamedTuple):
+    """The groups by size, for PyTorch's own products."""
 
-    groups: Groups
     single_positions: Tensor  # places in the sorted order whose token owns one row, and
     single_rows: Tensor  # that row
     slices: list[list[int]]  # of large groups: first position, last + 1, first row, last + 1
     buckets: list[Bucket]
 
 
+@dataclass(eq=False)  # torch.compile looks into a tuple, and compiles anew for every batch's sizes
+class Plan:
+    """How a batch of N positions is divided. It depends on the token ids and the bounds alone."""
+
+    groups: Groups
+    parts: Parts | Tiles
+
+
 def make_plan(token_ids: Tensor, bounds: Tensor, n_emb: int) -> Plan:
-    """Divide the positions with these ids (N,) into groups by token, and the groups by size."""
+    """Divide the positions with these ids (N,) into groups by token, and the groups for the device."""
     groups = group_by_token(token_ids, bounds)
+    divide = make_tiles if available(token_ids.device) else make_parts
+    return Plan(groups, divide(groups, n_emb))
+
+
+def make_parts(groups: Groups, n_emb: int) -> Parts:
+    """Divide the groups by size; n_emb is the number of rows of the table."""
     order, _, start, count, first, length = groups
     device = order.device
     single = length == 1
@@ -68,7 +84,7 @@ def make_plan(token_ids: Tensor, bounds: Tensor, n_emb: int) -> Plan:
         buckets.append(Bucket(positions, torch.where(own, rows, first[group]), target, ~own[:, None]))
     single_positions = single.repeat_interleave(count).nonzero().flatten()
     single_rows = first.repeat_interleave(count)[single_positions]
-    return Plan(groups, single_positions, single_rows, slices, buckets)
+    return Parts(single_positions, single_rows, slices, buckets)
 
 
 @torch.compiler.disable  # the plan reads the ids on the host; a compiled model breaks its graph here
@@ -89,49 +105,53 @@ def grouped(
     with torch.autocast(query.device.type, enabled=False):
         if plan is None:
             plan = make_plan(token_ids, bounds, len(keys))
-        found = _Grouped.apply(query.to(keys.dtype), keys, values, values is keys, plan)
+        asked = query.to(keys.dtype)
+        if isinstance(plan.parts, Tiles):
+            found = attend(asked, keys, values, plan.groups, plan.parts)
+        else:
+            found = _Grouped.apply(asked, keys, values, values is keys, plan.groups, plan.parts)
     return found.to(query.dtype)
 
 
 class _Grouped(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, query, keys, values, tied, plan):
-        ctx.plan, ctx.tied = plan, tied
+    def forward(ctx, query, keys, values, tied, groups, parts):
+        ctx.tied, ctx.groups, ctx.parts = tied, groups, parts
         # One row more than there are positions: where the padding of small groups reads and writes.
-        q = _padded_sort(query, plan.groups)  # (N + 1, d_in)
+        q = _padded_sort(query, groups)  # (N + 1, d_in)
         output = q.new_empty(len(q), values.shape[1])
         weights = []
-        for a, b, first, last in plan.slices:
+        for a, b, first, last in parts.slices:
             weight = (q[a:b] @ keys[first:last].T).softmax(dim=-1)  # (n, d_t)
             torch.mm(weight, values[first:last], out=output[a:b])
             weights.append(weight)
-        for positions, rows, _, padding in plan.buckets:
+        for positions, rows, _, padding in parts.buckets:
             key = embedding(rows, keys)  # (G, R, d_in)
             value = key if tied else embedding(rows, values)  # (G, R, d_emb)
             scores = embedding(positions, q) @ key.mT  # (G, P, R)
             weight = scores.masked_fill_(padding, -torch.inf).softmax(dim=-1)
             output.index_copy_(0, positions.flatten(), (weight @ value).flatten(0, 1))
             weights.append(weight)
-        output.index_copy_(0, plan.single_positions, embedding(plan.single_rows, values))
+        output.index_copy_(0, parts.single_positions, embedding(parts.single_rows, values))
         ctx.save_for_backward(q, keys, values, *weights)
-        return embedding(plan.groups.inverse, output)
+        return embedding(groups.inverse, output)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_output):
-        plan, tied = ctx.plan, ctx.tied
+        tied, groups, parts = ctx.tied, ctx.groups, ctx.parts
         q, keys, values, *weights = ctx.saved_tensors
-        g = _padded_sort(grad_output, plan.groups)  # (N + 1, d_emb)
+        g = _padded_sort(grad_output, groups)  # (N + 1, d_emb)
         grad_q = torch.zeros_like(q)
         # One row more than the table has: where the padding of small groups writes.
         grad_keys = keys.new_zeros(len(keys) + 1, keys.shape[1])
         grad_values = grad_keys if tied else values.new_zeros(len(values) + 1, values.shape[1])
-        for (a, b, first, last), weight in zip(plan.slices, weights, strict=False):
+        for (a, b, first, last), weight in zip(parts.slices, weights, strict=False):
             grad_scores = _softmax_backward(g[a:b] @ values[first:last].T, weight)  # (n, d_t)
             torch.mm(grad_scores, keys[first:last], out=grad_q[a:b])
             torch.mm(grad_scores.T, q[a:b], out=grad_keys[first:last])
             grad_values[first:last].addmm_(weight.T, g[a:b])
-        for bucket, weight in zip(plan.buckets, weights[len(plan.slices) :], strict=True):
+        for bucket, weight in zip(parts.buckets, weights[len(parts.slices) :], strict=True):
             positions, rows, target, _ = bucket
             x, grad, key = embedding(positions, q), embedding(positions, g), embedding(rows, keys)
             value = key if tied else embedding(rows, values)
@@ -143,9 +163,9 @@ class _Grouped(torch.autograd.Function):
             else:
                 grad_values.index_copy_(0, target.flatten(), grad_value.flatten(0, 1))
             grad_keys.index_copy_(0, target.flatten(), grad_key.flatten(0, 1))
-        grad_values.index_add_(0, plan.single_rows, embedding(plan.single_positions, g))
+        grad_values.index_add_(0, parts.single_rows, embedding(parts.single_positions, g))
         grad_values = None if tied else grad_values[:-1]
-        return embedding(plan.groups.inverse, grad_q), grad_keys[:-1], grad_values, None, None
+        return embedding(groups.inverse, grad_q), grad_keys[:-1], grad_values, None, None, None
 
 
 def _padded_sort(x: Tensor, groups: Groups) -> Tensor:

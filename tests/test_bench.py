@@ -6,30 +6,11 @@ import pytest
 import torch
 
 from l3paper import bench
-from l3paper.bench import SETTINGS, interleaved_medians, main, peak_bytes
+from l3paper.bench import SETTINGS, flex, main
+from l3paper.lookup import loop
+from strategies import make_inputs
 
 CPU = torch.device("cpu")
-
-
-def test_jobs_run_in_turns_and_the_warm_up_does_not_count(monkeypatch):
-    clock = iter(range(1000))
-    monkeypatch.setattr(bench.time, "perf_counter", lambda: next(clock))
-    order = []
-    medians = interleaved_medians({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 2)
-    assert order == ["a", "b"] * 3
-    assert medians == {"a": 1, "b": 1}
-
-
-def test_peak_memory_is_that_of_what_lives_at_once():
-    def one_after_the_other():
-        for _ in range(3):
-            torch.empty(1_000_000)
-
-    def together():
-        return [torch.empty(1_000_000) for _ in range(3)]
-
-    assert peak_bytes(one_after_the_other, CPU) == pytest.approx(4_000_000, rel=0.01)
-    assert peak_bytes(together, CPU) == pytest.approx(12_000_000, rel=0.01)
 
 
 def test_lookup_table_and_record(corpus, tmp_path, capsys):
@@ -55,6 +36,31 @@ def test_padded_is_left_out_where_it_does_not_fit(corpus, monkeypatch, capsys):
     assert "padded" not in names
     assert "grouped" in names
     assert "padded is left out: its gathers would need" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without")
+@pytest.mark.parametrize("tied", [True, False])
+def test_flex_attention_computes_the_same_lookup(tied):
+    inputs = [
+        t.detach().float() if t.is_floating_point() else t
+        for t in make_inputs([1, 40, 7, 150, 3], 200, 16, 16, tied, seed=4)
+    ]
+    torch.testing.assert_close(flex(*inputs), loop(*inputs))
+
+
+def test_optimizer_compares_the_ways_to_update(corpus, capsys):
+    results = bench.bench_optimizer(SETTINGS["smoke"], 1, CPU)
+    by_name = {row["update"]: row for row in results}
+    assert by_name["AdamW, fused"]["times_fused"] == 1
+    touched = by_name["SparseAdam, touched rows only"]["rows"]
+    assert 0 < touched < by_name["AdamW"]["rows"] == SETTINGS["smoke"].n_emb
+    assert main(["optimizer", "--setting", "smoke", "--repeats", "1", "--device", "cpu"]) == 0
+    assert "times fused" in capsys.readouterr().out
+
+
+def test_lookup_in_bfloat16(corpus):
+    results = bench.bench_lookup(SETTINGS["smoke"], 1, CPU, torch.bfloat16)
+    assert all(row["seconds"] > 0 for row in results)
 
 
 def test_train_step_compares_with_dense(corpus, capsys):

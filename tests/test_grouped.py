@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch.utils.checkpoint import checkpoint
 
 from l3paper import grouped as module
-from l3paper.grouped import grouped, make_plan
+from l3paper.grouped import grouped, make_parts
+from l3paper.groups import group_by_token
 from l3paper.lookup import loop
 from strategies import lookup_inputs, make_inputs
 
@@ -52,23 +53,24 @@ def test_how_small_groups_are_rounded_up_changes_nothing(sizes, tied, data):
 def test_plan_serves_every_position_once(inputs, sizes):
     _, token_ids, bounds, keys, _ = inputs
     with rounding_up_to(*sizes):
-        plan = make_plan(token_ids, bounds, len(keys))
-    served = plan.single_positions.tolist()
-    for first, last, _, _ in plan.slices:
+        groups = group_by_token(token_ids, bounds)
+        parts = make_parts(groups, len(keys))
+    served = parts.single_positions.tolist()
+    for first, last, _, _ in parts.slices:
         served += range(first, last)
-    for bucket in plan.buckets:
+    for bucket in parts.buckets:
         served += [p for p in bucket.positions.flatten().tolist() if p < len(token_ids)]
     assert sorted(served) == list(range(len(token_ids)))
-    assert torch.equal(plan.groups.order[plan.groups.inverse], torch.arange(len(token_ids)))
+    assert torch.equal(groups.order[groups.inverse], torch.arange(len(token_ids)))
 
 
 def test_real_sizes_use_slices_and_buckets_and_singles():
     alloc = [1] * 40 + [3] * 40 + [20] * 20 + [100] * 10
     inputs = make_inputs(alloc, 2000, 16, 16, True, seed=0)
-    plan = make_plan(inputs[1], inputs[2], len(inputs[3]))
-    assert len(plan.slices) >= 10
-    assert len(plan.buckets) >= 3
-    assert len(plan.single_positions) > 100
+    parts = make_parts(group_by_token(inputs[1], inputs[2]), len(inputs[3]))
+    assert len(parts.slices) >= 10
+    assert len(parts.buckets) >= 3
+    assert len(parts.single_positions) > 100
     output, expected = grouped(*inputs), loop(*inputs)
     torch.testing.assert_close(output, expected)
     weight = torch.randn_like(expected)
