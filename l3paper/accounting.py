@@ -5,10 +5,14 @@ Conventions. A product of (m, k) and (k, n) is 2mkn operations; only matrix prod
 costs twice the forward pass. Embedding and head count as active, as in the paper's tables. For the
 rows of L3, which differ from token to token, the mean is weighted by how often each token occurs:
 frequent tokens own many rows, so the plain mean would be far too low.
+
+To see what the lookup itself is worth, a model with L3 layers is compared with models that spend the
+same in other ways: `match_wider`, `match_deeper` and `match_moe` find their sizes.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -26,6 +30,8 @@ class Accounting:
     row_numbers: int
     """Numbers in one key row and its value row: n_embd when tied, n_embd + d_emb when not."""
     l3_layers: int
+    idle_expert_parameters: int
+    """Those of the experts that a token does not choose, all blocks together."""
 
     @property
     def total_parameters(self) -> int:
@@ -33,9 +39,9 @@ class Accounting:
 
     @property
     def active_parameters(self) -> float:
-        """Parameters that one token uses: all but the tables, and its own rows of those."""
-        idle = self.parameters["l3 tables"]
-        return self.total_parameters - idle + self.l3_layers * self.mean_rows * self.row_numbers
+        """Parameters that one token uses: of the tables its own rows, of the experts its own choice."""
+        used = self.total_parameters - self.parameters["l3 tables"] - self.idle_expert_parameters
+        return used + self.l3_layers * self.mean_rows * self.row_numbers
 
     @property
     def flops_forward(self) -> float:
@@ -81,12 +87,21 @@ def account(config: GPTConfig, mean_rows: float = 0.0, sequence_len: int | None 
     kv_width = config.n_kv_head * config.head_dim
     d_up, d_emb = config.l3_d_up or 4 * c, config.l3_d_emb or c
     row_numbers = c if config.l3_tie_kv else c + d_emb
+    mlp = layers * 2 * c * config.hidden_width  # or one expert a block
+    if config.n_experts:
+        mlps = {"router": layers * c * config.n_experts, "experts": config.n_experts * mlp}
+        idle = (config.n_experts - config.experts_per_token) * mlp
+    else:
+        mlps, idle = {"mlp": mlp}, 0
     matrices = {
         "attention projections": layers * (2 * c * c + 2 * c * kv_width),
-        "mlp": layers * 8 * c * c,
-        "l3 projections": l3_layers * (d_emb * d_up + (d_up + c) * c),
+        **mlps,
+        "l3 projections": l3_layers * _l3_projections(config.l3_variant, c, d_emb, d_up),
         "head": c * config.vocab_size,
     }
+    flops = {name: 2.0 * size for name, size in matrices.items()}
+    if config.n_experts:
+        flops["experts"] -= 2.0 * idle
     return Accounting(
         parameters={
             "embedding": c * config.vocab_size,
@@ -94,16 +109,103 @@ def account(config: GPTConfig, mean_rows: float = 0.0, sequence_len: int | None 
             "l3 tables": l3_layers * config.l3_n_emb * row_numbers,
         },
         flops={
-            **{name: 2.0 * size for name, size in matrices.items()},
+            **flops,
             "attention scores": 4.0 * layers * c * time,
             "l3 lookup": 2.0 * l3_layers * mean_rows * (c + d_emb),
         },
         mean_rows=mean_rows if l3_layers else 0.0,
         row_numbers=row_numbers,
         l3_layers=l3_layers,
+        idle_expert_parameters=idle,
     )
 
 
 def weighted_mean_rows(alloc: Sequence[int], token_counts: np.ndarray) -> float:
     """Mean of d_t over the positions of a text: sum of count_t * d_t over sum of count_t."""
     return float(np.average(alloc, weights=token_counts))
+
+
+def _l3_projections(variant: str, c: int, d_emb: int, d_up: int) -> int:
+    if variant == "no-up":
+        return (d_emb + c) * c
+    return d_emb * d_up + (d_up + (c if variant != "no-residual" else 0)) * c
+
+
+def match_wider(l3: GPTConfig, mean_rows: float) -> GPTConfig:
+    """The model without L3 layers whose wider MLPs bring its FLOPs to those of the model `l3`.
+
+    Raises ValueError where `l3` has no L3 layers, or experts.
+    """
+    dense = _without_l3(l3)
+    more = account(l3, mean_rows).flops_forward - account(dense).flops_forward
+    return replace(dense, mlp_width=dense.hidden_width + round(more / (4 * l3.n_layer * l3.n_embd)))
+
+
+def match_deeper(l3: GPTConfig, mean_rows: float) -> GPTConfig:
+    """The model without L3 layers that has so many blocks more that its FLOPs reach those of `l3`.
+
+    Raises ValueError where `l3` has no L3 layers, or experts.
+    """
+    deeper, wanted = _without_l3(l3), account(l3, mean_rows).flops_forward
+    while account(deeper).flops_forward < wanted:
+        deeper = replace(deeper, n_layer=deeper.n_layer + 1)
+    return deeper
+
+
+def match_moe(
+    l3: GPTConfig, mean_rows: float, experts_per_token: int = 2, tolerance: float = 0.1
+) -> GPTConfig:
+    """The mixture of experts that has the FLOPs a token and the total parameters of the model `l3`.
+
+    Its blocks are those of `l3`, with experts in place of the MLPs and without L3 layers. Both numbers
+    are met as closely as whole numbers of experts and of hidden units allow, FLOPs twice as closely
+    as parameters: the more experts it takes, the closer, within 1 % and 2 % from a dozen on.
+
+    Raises ValueError where `l3` has no L3 layers, or experts, and where no mixture comes within
+    `tolerance` of the parameters and half of it of the FLOPs.
+    """
+    k, wanted = experts_per_token, account(l3, mean_rows)
+    if k < 1:
+        raise ValueError(f"experts_per_token is {k}; it must be at least 1")
+    dense = _without_l3(l3)
+    rest, unit = account(dense), l3.n_layer * l3.n_embd
+    # In units of n_layer * n_embd, e experts of width w have e * (1 + 2 w) parameters and cost
+    # 2 * (e + 2 k w) operations, the router being e of both.
+    parameters = (wanted.total_parameters - rest.total_parameters + rest.parameters["mlp"]) / unit
+    products = (wanted.flops_forward - rest.flops_forward + rest.flops["mlp"]) / (2 * unit)
+
+    def miss(size: tuple[int, int]) -> float:
+        e, w = size
+        flops = abs(e + 2 * k * w - products) * 2 * unit / wanted.flops_forward
+        return max(2 * flops, abs(e * (1 + 2 * w) - parameters) * unit / wanted.total_parameters)
+
+    # Of two solutions, narrow experts under a vast router are the other: below this width, the router
+    # costs more than the experts.
+    narrowest = max(1, math.ceil(products / (4 * k)))
+    sizes = [
+        (max(k, math.floor(parameters / (1 + 2 * w)) + more), w)
+        for w in range(narrowest, math.ceil(products / k))
+        for more in (0, 1)
+    ]
+    best = min(sizes, key=miss, default=None)
+    if best is None or miss(best) > tolerance:
+        raise ValueError(
+            f"no mixture with experts_per_token = {k} costs {wanted.flops_forward:,.0f} operations a "
+            f"token and has {wanted.total_parameters:,} parameters, to within tolerance = {tolerance}"
+        )
+    n_experts, expert_width = best
+    return replace(
+        dense, mlp_width=0, n_experts=n_experts, experts_per_token=k, expert_width=expert_width
+    )
+
+
+STAND_INS = {"wider": match_wider, "deeper": match_deeper, "moe": match_moe}
+"""What can stand in for a model with L3 layers, at its FLOPs a token."""
+
+
+def _without_l3(config: GPTConfig) -> GPTConfig:
+    if not config.l3_blocks:
+        raise ValueError("l3_after_layers is ''; a model without L3 layers leaves nothing to match")
+    if config.n_experts:
+        raise ValueError(f"n_experts is {config.n_experts}; give an L3 model with dense blocks: 0")
+    return replace(config, l3_after_layers="", l3_n_emb=0, l3_variant="")

@@ -9,8 +9,9 @@ that ends many frequent phrases owns many rows, and a token that ends few owns o
 
 import operator
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -198,6 +199,15 @@ def compute_uniform_allocation(
     frequency = _token_counts(token_sequences, vocab_size)
     alloc[np.argsort(-frequency, kind="stable")[: total % vocab_size]] += 1
     return alloc.tolist()
+
+
+ALLOCATIONS: dict[str, Callable[[Iterable[Sequence[int]], int, int, int], list[int]]] = {
+    "lzw": compute_lzw_allocation,
+    "lzw-textbook": partial(compute_lzw_allocation, restart_at_mismatch=True),
+    "lzw-listing": partial(compute_lzw_allocation, reset_at_document_end=True),
+    "frequency": compute_frequency_allocation,
+    "uniform": compute_uniform_allocation,
+}
 
 
 def allocation_to_bounds(alloc: Sequence[int]) -> torch.Tensor:

@@ -5,7 +5,10 @@ import math
 import os
 from dataclasses import dataclass, field, fields, replace
 
+from l3paper.accounting import STAND_INS
+from l3paper.allocation import ALLOCATIONS
 from l3paper.gpt import GPTConfig
+from l3paper.variants import VARIANTS
 
 
 def _option(default, help):
@@ -34,6 +37,11 @@ class TrainConfig:
     l3_k_max: int = _option(64, "most rows one token may own")
     l3_untied: bool = _option(False, "separate tables for keys and values")
     l3_d_emb: int = _option(0, "width of a value row when untied; 0 for n_embd")
+    l3_allocation: str = _option("lzw", f"who gets the rows: {', '.join(ALLOCATIONS)}")
+    l3_variant: str = _option("", f"change the layer: {', '.join(filter(None, VARIANTS))}")
+    stand_in: str = _option(
+        "", f"train, in place of this L3 model, its equal in operations: {', '.join(STAND_INS)}"
+    )
     lr_scale: float = _option(1.0, "factor on all learning rates")
     table_lr: float = _option(0.02, "learning rate of the L3 tables, at width 768")
     eval_every: int = _option(100, "steps between evaluations on the held-out documents")
@@ -58,10 +66,17 @@ class TrainConfig:
         for name in ("lr_scale", "table_lr"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0 and finite")
-        self.model_config()  # whose own checks come before any work
+        if self.l3_allocation not in ALLOCATIONS:
+            raise ValueError(
+                f"l3_allocation is {self.l3_allocation!r}; choose one of {', '.join(ALLOCATIONS)}"
+            )
+        if self.stand_in not in ("", *STAND_INS):
+            raise ValueError(f"stand_in is {self.stand_in!r}; choose one of {', '.join(STAND_INS)}")
+        if not self.model_config().l3_blocks and self.stand_in:  # model_config has checks of its own
+            raise ValueError(f"stand_in is {self.stand_in!r}, but there is no L3 model to stand in for")
 
     def model_config(self) -> GPTConfig:
-        """The model this run trains."""
+        """The model this run trains, or that another stands in for."""
         n_embd = self.n_embd or 32 * self.depth
         n_head = self.n_head or max(1, n_embd // 32)
         after = str(self.depth // 2) if self.l3_after_layers is None else self.l3_after_layers
@@ -78,6 +93,7 @@ class TrainConfig:
             l3_k_max=self.l3_k_max,
             l3_tie_kv=not self.l3_untied,
             l3_d_emb=self.l3_d_emb,
+            l3_variant=self.l3_variant,
         )
 
 

@@ -75,7 +75,7 @@ def load_corpus(
     version = tokenizers.__version__  # another one may train another tokenizer
     key = hashlib.sha256(f"{_FORMAT} {version} {sha256} {vocab_size}".encode()).hexdigest()[:24]
     folder = (cache or files.cache_folder()) / key
-    name = source if source == "stdlib" or source.startswith("hf:") else Path(source).name
+    name = corpus_name(source)
     with files.locked(folder.parent):  # a second process waits for the first, and finds its result
         if folder.exists():
             try:
@@ -91,6 +91,11 @@ def load_corpus(
             sums = {path.name: _sha256(path) for path in sorted(new.iterdir())} | {"key": key}
             (new / "sums.json").write_text(json.dumps(sums))
         return _load(folder, name, sha256)
+
+
+def corpus_name(source: str) -> str:
+    """What records call a source: a file or folder without the way to it."""
+    return source if source == "stdlib" or source.startswith("hf:") else Path(source).name
 
 
 def _load(folder: Path, name: str, sha256: str) -> TokenizedCorpus:

@@ -1,138 +1,238 @@
-"""Recorded comparisons: each family's learning rate searched the same way, then three seeds.
+"""Recorded comparisons: `python -m l3paper.experiments NAME` runs one of `l3paper.catalogue`.
 
-`python -m l3paper.experiments dense_vs_l3` writes one JSON record a run into figures/data/NAME.
-A run whose record is there already is not repeated.
+Every family gets the same care: at seed 0 a search over learning rates, then the best rate at the
+other seeds. Each run writes one JSON record into figures/data/runs when it ends; a run whose record is
+there is not repeated, so an experiment that was interrupted goes on with what is missing.
 """
 
 import argparse
+import hashlib
 import json
 import math
+import multiprocessing
+import os
 import statistics
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+import threading
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import NamedTuple
 
+import torch
+from tqdm import tqdm
+
+from l3paper.catalogue import EXPERIMENTS
 from l3paper.config import PRESETS, TrainConfig
+from l3paper.data import corpus_name, load_corpus
 from l3paper.records import RECORDS, write_record
 from l3paper.train import train
 
-SEEDS = (0, 1, 2)
+RUNS = RECORDS / "runs"
+
+SEEDS = 3
+
 LR_SCALES = (0.5, 1.0, 2.0)
 """Where every search begins. While the best is at an edge, the next factor of 2 is tried too."""
 
 LR_LIMITS = (1 / 16, 16)
 
 
-@dataclass(frozen=True)
-class Experiment:
-    """A question, and the families of models whose comparison answers it."""
+class Family(NamedTuple):
+    """The records of one family of an experiment."""
 
-    question: str
-    families: dict[str, Callable[[TrainConfig], TrainConfig]]
-    """What each family changes in the preset's configuration."""
-
-
-EXPERIMENTS = {
-    "dense_vs_l3": Experiment(
-        question="Does one L3 layer lower the held-out loss of the same model, at equal tokens?",
-        families={
-            "dense": lambda config: replace(config, l3_after_layers=""),
-            "l3": lambda config: config,
-        },
-    ),
-}
+    search: dict[float, dict]
+    """By the factor on the learning rates, ascending, all at seed 0."""
+    runs: list[dict]
+    """At the best factor, by seed."""
 
 
-def run_experiment(name: str, preset: str, folder: Path, only: str | None = None) -> None:
-    """Search, then seeds, for every family of the experiment (or `only` one); records in `folder`."""
-    for family, change in EXPERIMENTS[name].families.items():
-        if only not in (None, family):
-            continue
-        base = change(PRESETS[preset])
-
-        def loss(lr_scale: float, seed: int = SEEDS[0], family=family, base=base) -> float:
-            config = replace(base, lr_scale=lr_scale, seed=seed)
-            return final_loss(_recorded(config, name, family, folder))
-
-        best = search_learning_rate(loss)
-        losses = [loss(best, seed) for seed in SEEDS]
-        print(
-            f"{name}, {family}: {statistics.mean(losses):.4f} nats/token over {len(SEEDS)} seeds, "
-            f"from {min(losses):.4f} to {max(losses):.4f}, learning rates x {best:g}"
-        )
+Plan = Generator[list[TrainConfig], list[dict], Family]
 
 
-def search_learning_rate(loss: Callable[[float], float]) -> float:
-    """The factor of lowest loss: tried are LR_SCALES, and beyond them until both neighbours are worse.
+def family_plan(config: TrainConfig, seeds: int) -> Plan:
+    """Yields the runs to do next, receives their records, and returns the family."""
+    search, wanted = {}, LR_SCALES
+    while wanted:
+        records = yield [replace(config, lr_scale=scale, seed=0) for scale in wanted]
+        search |= zip(wanted, records, strict=True)
+        wanted = next_scales({scale: final_loss(record) for scale, record in search.items()})
+    search = dict(sorted(search.items()))
+    best = min(search, key=lambda scale: final_loss(search[scale]))
+    others = yield [replace(config, lr_scale=best, seed=seed) for seed in range(1, seeds)]
+    return Family(search, [search[best], *others])
+
+
+def next_scales(losses: dict[float, float]) -> tuple[float, ...]:
+    """What a search should try next: the factor beyond the edge that is best so far, or nothing.
 
     Nothing outside LR_LIMITS is tried.
     """
-    tried = {lr_scale: loss(lr_scale) for lr_scale in LR_SCALES}
-    while True:
-        best = min(tried, key=lambda lr_scale: _nan_last(tried[lr_scale]))
-        step = 2.0 if best == max(tried) else 0.5 if best == min(tried) else None
-        if step is None or not LR_LIMITS[0] <= best * step <= LR_LIMITS[1]:
-            return best
-        tried[best * step] = loss(best * step)
-
-
-def seeded_runs(records: list[dict], family: str) -> list[dict]:
-    """The family's runs at its best learning rate, one a seed; `records` as `read_records` gives.
-
-    Raises ValueError where a seed is missing.
-    """
-    runs = [r for r in records if r["family"] == family]
-    search = [r for r in runs if r["config"]["seed"] == SEEDS[0]]
-    best = min(search, key=lambda r: _nan_last(final_loss(r)), default=None)
-    chosen = [r for r in runs if best and r["config"]["lr_scale"] == best["config"]["lr_scale"]]
-    if [r["config"]["seed"] for r in chosen] != list(SEEDS):
-        raise ValueError(f"family {family!r} lacks runs: its experiment has not finished")
-    return chosen
+    best = min(losses, key=losses.get)
+    step = 2.0 if best == max(losses) else 0.5 if best == min(losses) else None
+    inside = step and LR_LIMITS[0] <= best * step <= LR_LIMITS[1]
+    return (best * step,) if inside else ()
 
 
 def final_loss(record: dict) -> float:
-    """Nats a token on all held-out text at the end of the run."""
-    return record["evaluations"][-1]["loss"]
-
-
-def _nan_last(loss: float) -> float:
+    """Nats a token on all held-out text at the end of the run; infinite where it diverged."""
+    loss = record["evaluations"][-1]["loss"]
     return math.inf if math.isnan(loss) else loss
 
 
-def _recorded(config: TrainConfig, name: str, family: str, folder: Path) -> dict:
+def results(
+    name: str,
+    preset: str = "laptop",
+    data: str = "stdlib",
+    seeds: int = SEEDS,
+    folder: Path = RUNS,
+) -> dict[str, Family]:
+    """The recorded families of an experiment; ValueError where a run is missing."""
+
+    def read(config: TrainConfig) -> dict:
+        path = record_path(config, folder)
+        if not path.exists():
+            raise ValueError(f"{name} lacks the run {path.name}: its experiment has not finished")
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    configs = EXPERIMENTS[name].configs(preset, data)
+    return {
+        family: follow(family_plan(config, seeds), lambda wanted: [read(c) for c in wanted])
+        for family, config in configs.items()
+    }
+
+
+def follow(plan: Plan, get: Callable[[list[TrainConfig]], list[dict]]) -> Family:
+    """Give the plan the records it asks for, to its end."""
+    wanted = next(plan)
+    while True:
+        try:
+            wanted = plan.send(get(wanted))
+        except StopIteration as end:
+            return end.value
+
+
+def record_path(config: TrainConfig, folder: Path) -> Path:
+    """Where the record of this run lies: named by what of the configuration is no default.
+
+    The device is not part of the name, nor the folder that a text lies in.
+    """
+    defaults = asdict(TrainConfig())
+    settings = {key: value for key, value in asdict(config).items() if value != defaults[key]}
+    settings["data"] = corpus_name(config.data)
+    settings["l3_after_layers"] = config.model_config().l3_after_layers  # by default, it is worked out
+    settings.pop("device", None)
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+    kind = config.stand_in or ("l3" if config.model_config().l3_blocks else "dense")
+    return folder / f"{kind}-lr{config.lr_scale:g}-seed{config.seed}-{digest}.json"
+
+
+def run_experiment(
+    name: str, preset: str, data: str, seeds: int, jobs: int, folder: Path
+) -> dict[str, Family]:
+    """Make every record that is missing, `jobs` runs at a time, and return all of them.
+
+    Raises ValueError for data that cannot be used, and for records made with another text.
+    """
+    configs = EXPERIMENTS[name].configs(preset, data)
+    sha256 = {}
+    for config in configs.values():  # build each corpus once, before the runs compete for it
+        key = config.vocab_size, config.data_bytes
+        sha256[key] = sha256.get(key) or load_corpus(data, *key).sha256
+    context = multiprocessing.get_context("spawn")
+    with (
+        ProcessPoolExecutor(jobs, context, initializer=_end_with_parent) as pool,
+        ThreadPoolExecutor(len(configs)) as threads,  # one a family, to wait for its runs
+        tqdm(total=len(configs) * (len(LR_SCALES) + seeds - 1), unit="run", desc=name) as bar,
+    ):
+
+        def get(wanted: list[TrainConfig]) -> list[dict]:
+            runs = []
+            for config in wanted:
+                bar.total += config.lr_scale not in LR_SCALES and config.seed == 0
+                text = sha256[config.vocab_size, config.data_bytes]
+                runs.append(pool.submit(recorded, config, record_path(config, folder), text))
+                runs[-1].add_done_callback(lambda _: bar.update())
+            return [run.result() for run in runs]
+
+        try:
+            families = threads.map(lambda c: follow(family_plan(c, seeds), get), configs.values())
+            return dict(zip(configs, families, strict=True))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def recorded(config: TrainConfig, path: Path, sha256: str) -> dict:
     """The record of this run: read where it is there already, made where it is not."""
-    path = folder / f"{family}-lr{config.lr_scale:g}-seed{config.seed}.json"
     if path.exists():
         record = json.loads(path.read_text(encoding="utf-8"))
-        if record["config"] | {"data": config.data} != asdict(config):  # records hide the folder
-            raise ValueError(f"{path} records another configuration: move it away to run this one")
+        if record["corpus"]["sha256"] != sha256:
+            raise ValueError(f"{path} records a run on another text: move it away, or use --folder")
         return record
-    print(f"{name}: {path.stem}", file=sys.stderr)
-    record = {"experiment": name, "family": family, **train(config).record}
+    torch.set_num_threads(1)  # sums come out the same, however many runs go on beside this one
+    record = train(config, show_progress=False).record
     write_record(path, record)
     return record
+
+
+def _end_with_parent() -> None:
+    """Let no run outlive the command that asked for it, however that ends."""
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+
+def summary(families: dict[str, Family]) -> str:
+    """One line a family: loss over the seeds, and the difference to the first family by seed."""
+    first = [final_loss(run) for run in next(iter(families.values())).runs]
+    lines = [
+        "| | nats/token | from | to | less the first | rates x | parameters | active | FLOPs/token |",
+        "|---" * 9 + "|",
+    ]
+    for name, family in families.items():
+        losses = [final_loss(run) for run in family.runs]
+        gap = statistics.fmean(loss - base for loss, base in zip(losses, first, strict=True))
+        run = family.runs[0]
+        model = run["model"]
+        lines.append(
+            f"| {name} | {statistics.fmean(losses):.4f} | {min(losses):.4f} | {max(losses):.4f} | "
+            f"{gap:+.4f} | {run['config']['lr_scale']:g} | {model['total_parameters']:,} | "
+            f"{model['active_parameters']:,.0f} | {model['flops_training_per_token']:,.0f} |"
+        )
+    return "\n".join(lines)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; exit code 2, and one line on stderr, for input that cannot be used."""
     parser = argparse.ArgumentParser(
         prog="python -m l3paper.experiments",
-        description="Run a recorded comparison: " + EXPERIMENTS["dense_vs_l3"].question,
+        description="Run a recorded comparison; records that are there already are not made again.",
+        epilog="\n".join(f"{name}: {e.question}" for name, e in EXPERIMENTS.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("name", choices=EXPERIMENTS)
     parser.add_argument("--preset", choices=PRESETS, default="laptop", help="(default: laptop)")
-    parser.add_argument("--family", help="run only this family (default: all)")
-    parser.add_argument("--folder", type=Path, help="for the records (default: figures/data/NAME)")
+    parser.add_argument("--data", default="stdlib", help="as of l3paper.train (default: stdlib)")
+    parser.add_argument("--seeds", type=int, default=SEEDS, metavar="N", help=f"(default: {SEEDS})")
+    cores = 1 if torch.cuda.is_available() else os.cpu_count() or 1
+    parser.add_argument(
+        "--jobs", type=int, default=cores, metavar="N", help=f"runs at a time (default here: {cores})"
+    )
+    parser.add_argument("--folder", type=Path, default=RUNS, help="(default: figures/data/runs)")
     given = parser.parse_args(arguments)
-    families = EXPERIMENTS[given.name].families
-    if given.family not in (None, *families):
-        parser.error(f"--family is {given.family!r}; choose one of {', '.join(families)}")
     try:
-        run_experiment(given.name, given.preset, given.folder or RECORDS / given.name, given.family)
+        for flag in ("seeds", "jobs"):
+            if getattr(given, flag) < 1:
+                raise ValueError(f"{flag} is {getattr(given, flag)}; it must be at least 1")
+        families = run_experiment(
+            given.name, given.preset, given.data, given.seeds, given.jobs, given.folder
+        )
     except (ValueError, ImportError, OSError) as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return 2
+    print(EXPERIMENTS[given.name].question)
+    print(summary(families))
     return 0
 
 

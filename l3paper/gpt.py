@@ -10,9 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from l3paper.layer import L3Layer, rms_norm
+from l3paper.layer import rms_norm
 from l3paper.loss import linear_cross_entropy, soft_cap
+from l3paper.moe import MoE
 from l3paper.optim import MuonAdamW
+from l3paper.variants import VARIANTS
 
 LOGIT_CAP = 15.0
 ROTARY_BASE = 10_000.0
@@ -22,8 +24,13 @@ ROTARY_BASE = 10_000.0
 class GPTConfig:
     """Sizes of a GPT; the fields l3_* concern its L3 layers.
 
+    mlp_width is the hidden width of a dense block's MLP; 0 stands for 4 * n_embd. With n_experts above
+    0, every block has a mixture of experts instead, each of width expert_width; 0 there stands for
+    4 * n_embd / experts_per_token, so that a token costs as much as in a dense block.
+
     l3_after_layers names the blocks, counted from 0 and separated by commas, behind each of which
     an L3 layer sits; "" for none. l3_d_up = 0 stands for 4 * n_embd, l3_d_emb = 0 for n_embd.
+    l3_variant is a name in `l3paper.variants.VARIANTS`.
 
     Raises ValueError for sizes that are too small or do not fit together.
     """
@@ -34,12 +41,17 @@ class GPTConfig:
     n_head: int = 6
     n_kv_head: int = 6
     n_embd: int = 768
+    mlp_width: int = 0
+    n_experts: int = 0
+    experts_per_token: int = 2
+    expert_width: int = 0
     l3_after_layers: str = ""
     l3_n_emb: int = 0
     l3_d_up: int = 0
     l3_k_max: int = 512
     l3_tie_kv: bool = True
     l3_d_emb: int = 0
+    l3_variant: str = ""
 
     def __post_init__(self):
         for name in ("sequence_len", "vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd"):
@@ -51,8 +63,36 @@ class GPTConfig:
             )
         if self.n_head % self.n_kv_head:
             raise ValueError(f"n_kv_head is {self.n_kv_head}; it must divide n_head = {self.n_head}")
-        if not self.l3_blocks:
-            return
+        for name in ("mlp_width", "n_experts", "expert_width"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0")
+        if self.n_experts:
+            self._check_experts()
+        if self.l3_blocks:
+            self._check_l3()
+
+    def _check_experts(self) -> None:
+        if not 1 <= self.experts_per_token <= self.n_experts:
+            raise ValueError(
+                f"experts_per_token is {self.experts_per_token}; "
+                f"it must be 1 .. n_experts = {self.n_experts}"
+            )
+        if self.mlp_width:
+            raise ValueError(
+                f"mlp_width is {self.mlp_width}, but with n_experts = {self.n_experts} no block has an "
+                "MLP; give expert_width, or one of the two as 0"
+            )
+        if not self.expert_width and 4 * self.n_embd % self.experts_per_token:
+            raise ValueError(
+                f"expert_width is 0, but experts_per_token = {self.experts_per_token} does not divide "
+                f"4 * n_embd = {4 * self.n_embd}; give a width of at least 1"
+            )
+
+    def _check_l3(self) -> None:
+        if self.l3_variant not in VARIANTS:
+            raise ValueError(
+                f"l3_variant is {self.l3_variant!r}; choose one of {', '.join(filter(None, VARIANTS))}"
+            )
         if self.l3_n_emb < self.vocab_size:
             raise ValueError(
                 f"l3_n_emb is {self.l3_n_emb}; every token needs a row: at least {self.vocab_size}"
@@ -70,6 +110,13 @@ class GPTConfig:
     @property
     def head_dim(self) -> int:
         return self.n_embd // self.n_head
+
+    @property
+    def hidden_width(self) -> int:
+        """Of a dense block's MLP, or of one expert."""
+        if self.n_experts:
+            return self.expert_width or 4 * self.n_embd // self.experts_per_token
+        return self.mlp_width or 4 * self.n_embd
 
     @property
     def l3_blocks(self) -> list[int]:
@@ -120,8 +167,13 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class MLP(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
-        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=False)
-        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=False)
+        self.c_fc = nn.Linear(config.n_embd, config.hidden_width, bias=False)
+        self.c_proj = nn.Linear(config.hidden_width, config.n_embd, bias=False)
+
+    def reset_parameters(self) -> None:
+        """Draw every parameter anew; the output projection starts at zero, so the MLP is a no-op."""
+        nn.init.normal_(self.c_fc.weight, std=self.c_fc.in_features**-0.5)
+        nn.init.zeros_(self.c_proj.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.c_proj(self.c_fc(x).relu().square())  # (B, T, C)
@@ -131,7 +183,12 @@ class Block(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.attn = CausalSelfAttention(config)
-        self.mlp = MLP(config)
+        if config.n_experts:
+            self.mlp = MoE(
+                config.n_embd, config.n_experts, config.experts_per_token, config.hidden_width
+            )
+        else:
+            self.mlp = MLP(config)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         x = x + self.attn(rms_norm(x), cos, sin)
@@ -149,13 +206,13 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         # Modules draw weights when they are made. Those draws must not count, so that a seed gives a
-        # model with L3 layers the same blocks, embedding and head as one without.
+        # model with L3 layers or experts the same attention, embedding and head as one without.
         with torch.random.fork_rng(devices=[]):
             self.wte = nn.Embedding(config.vocab_size, config.n_embd)
             self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
             self.l3_layers = nn.ModuleDict(
                 {
-                    str(i): L3Layer(
+                    str(i): VARIANTS[config.l3_variant](
                         config.n_embd,
                         config.l3_n_emb,
                         config.l3_d_up or 4 * config.n_embd,
@@ -172,16 +229,24 @@ class GPT(nn.Module):
 
     def init_weights(self) -> None:
         """Draw every parameter anew; with all projections back into the stream at zero."""
+        width = self.config.n_embd
+        usual = not self.config.n_experts and self.config.hidden_width == 4 * width
         nn.init.normal_(self.wte.weight)
         nn.init.normal_(self.lm_head.weight, std=0.001)
         for block in self.blocks:
-            attn, mlp = block.attn, block.mlp
-            for linear in (attn.c_q, attn.c_k, attn.c_v, mlp.c_fc):
-                nn.init.normal_(linear.weight, std=self.config.n_embd**-0.5)
+            attn = block.attn
+            for linear in (attn.c_q, attn.c_k, attn.c_v):
+                nn.init.normal_(linear.weight, std=width**-0.5)
             nn.init.zeros_(attn.c_proj.weight)
-            nn.init.zeros_(mlp.c_proj.weight)
+            if usual:
+                block.mlp.reset_parameters()
+            else:  # draw as much in vain, so that a seed gives the next block the same attention
+                self.wte.weight.new_empty(4 * width, width).normal_()
         for layer in self.l3_layers.values():
             layer.reset_parameters()
+        if not usual:
+            for block in self.blocks:
+                block.mlp.reset_parameters()
         half = torch.arange(0, self.config.head_dim, 2, device=self.device)
         position = torch.arange(self.config.sequence_len, device=self.device)
         angle = torch.outer(position, ROTARY_BASE ** (-half / self.config.head_dim))
@@ -233,6 +298,19 @@ class GPT(nn.Module):
         logits = self.lm_head(hidden)
         return soft_cap(logits if logits.dtype == torch.float64 else logits.float(), LOGIT_CAP)
 
+    def auxiliary_loss(self) -> Tensor:
+        """What the experts of all blocks add to the loss for the last forward pass: a scalar.
+
+        It keeps the experts' load even; see `l3paper.moe.MoE`. Zero for a model without experts.
+        Raises ValueError where a model with experts has seen no forward pass.
+        """
+        if not self.config.n_experts:
+            return torch.zeros((), device=self.device)
+        losses = [block.mlp.auxiliary for block in self.blocks]
+        if losses[0] is None:
+            raise ValueError("the model has no auxiliary loss yet: call forward")
+        return torch.stack(losses).sum()
+
     def setup_optimizer(
         self,
         matrix_lr: float = 0.02,
@@ -244,16 +322,20 @@ class GPT(nn.Module):
         """One optimizer for all parameters: matrices under Muon, the rest under AdamW.
 
         The AdamW rates are for width 768 and scale with 1 / sqrt(width), as in nanochat; Muon's
-        orthogonal updates keep their size at any width. `weight_decay` applies to the matrices.
+        orthogonal updates keep their size at any width. `weight_decay` applies to the matrices. The
+        routers of a mixture of experts classify hidden states as the head does, and take its rate.
         """
         scale = (self.config.n_embd / 768) ** -0.5
-        tables, matrices = [], list(self.blocks.parameters())
+        routers, matrices, tables = [], [], []
+        for name, parameter in self.blocks.named_parameters():
+            (routers if name.endswith("router.weight") else matrices).append(parameter)
         for layer in self.l3_layers.values():
             tables += dict.fromkeys(layer.tables())  # once, where keys and values are tied
-            matrices += [layer.w_up.weight, layer.w_mix.weight]
+            matrices += [linear.weight for linear in layer.projections()]
         adamw = {
             "embedding": ([self.wte.weight], embedding_lr * scale),
             "head": ([self.lm_head.weight], head_lr * scale),
+            "router": (routers, head_lr * scale),
             "table": (tables, table_lr * scale),
         }
         return MuonAdamW(

@@ -91,8 +91,14 @@ class L3Layer(nn.Module):
         nn.init.normal_(keys, std=self.n_embd**-0.5)
         if values is not keys:
             nn.init.normal_(values, std=self.d_emb**-0.5)
-        nn.init.normal_(self.w_up.weight, std=self.d_emb**-0.5)
-        nn.init.zeros_(self.w_mix.weight)
+        *up, mix = self.projections()
+        for linear in up:
+            nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
+        nn.init.zeros_(mix.weight)
+
+    def projections(self) -> list[nn.Linear]:
+        """The layer's matrices beside its tables; W_mix is the last."""
+        return [self.w_up, self.w_mix]
 
     def tables(self) -> tuple[Tensor, Tensor]:
         """(keys, values), shapes (n_emb, n_embd) and (n_emb, d_emb); one tensor twice when tied."""
@@ -106,7 +112,7 @@ class L3Layer(nn.Module):
         if complaint := self._complaint(bounds):
             raise ValueError(complaint)
         # A clone: what the caller does to its tensor later must not move our rows.
-        self.bounds = bounds.detach().clone().to(self.w_up.weight.device)
+        self.bounds = bounds.detach().clone().to(self.w_mix.weight.device)
         self.bounds_id = _digest(bounds)
 
     @torch.compiler.disable
@@ -134,10 +140,24 @@ class L3Layer(nn.Module):
                 f"they must be (..., {self.n_embd}) and (...)"
             )
         lookup = partial(grouped, plan=plan) if self._plans else self.lookup
-        query = rms_norm(x).reshape(-1, self.n_embd)  # (N, n_embd)
-        found = lookup(query, token_ids.flatten(), self.bounds, *self.tables())  # (N, d_emb)
-        up = rms_norm(self.w_up(found)).view(*x.shape[:-1], self.d_up)  # (..., d_up)
-        return self.w_mix(torch.cat([up, x], dim=-1))  # (..., n_embd)
+        query = self.query(x).reshape(-1, self.n_embd)  # (N, n_embd)
+        found = lookup(query, token_ids.flatten(), self.bounds, *self.rows())  # (N, d_emb)
+        return self.mix(found.view(*x.shape[:-1], self.d_emb), x)  # (..., n_embd)
+
+    # The three parts that l3paper.variants change:
+
+    def query(self, x: Tensor) -> Tensor:
+        """x (..., n_embd) to the vectors that meet the keys, of the same shape."""
+        return rms_norm(x)
+
+    def rows(self) -> tuple[Tensor, Tensor]:
+        """(keys, values) as the lookup takes them."""
+        return self.tables()
+
+    def mix(self, found: Tensor, x: Tensor) -> Tensor:
+        """What was found (..., d_emb) and x (..., n_embd) to the delta (..., n_embd)."""
+        up = rms_norm(self.w_up(found))  # (..., d_up)
+        return self.w_mix(torch.cat([up, x], dim=-1))
 
     def extra_repr(self) -> str:
         return (
@@ -184,7 +204,7 @@ class L3Layer(nn.Module):
             if complaint := self._complaint(bounds):
                 error_msgs.append(f"{prefix}bounds: {complaint}")
                 return
-            self.bounds = torch.empty_like(bounds, device=self.w_up.weight.device)
+            self.bounds = torch.empty_like(bounds, device=self.w_mix.weight.device)
             self.bounds_id = _digest(bounds)
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs

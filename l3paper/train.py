@@ -13,8 +13,8 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
-from l3paper.accounting import Accounting, account, weighted_mean_rows
-from l3paper.allocation import allocation_to_bounds, compute_lzw_allocation
+from l3paper.accounting import STAND_INS, Accounting, account, weighted_mean_rows
+from l3paper.allocation import ALLOCATIONS, allocation_to_bounds
 from l3paper.config import TrainConfig, add_flags, from_flags
 from l3paper.data import (
     TokenizedCorpus,
@@ -81,7 +81,7 @@ def train(config: TrainConfig, show_progress: bool = True) -> TrainedRun:
             "unigram_entropy": corpus.unigram_entropy(),
         },
         "environment": environment(device),
-        "model": costs.summary(),
+        "model": asdict(model.config) | costs.summary(),
         "train_loss": _thin(losses),
         "evaluations": evaluations,
         "tokens_per_second": config.batch_size * config.sequence_len / statistics.median(seconds),
@@ -101,16 +101,19 @@ def pick_device(name: str) -> torch.device:
 
 
 def build_model(config: TrainConfig, corpus: TokenizedCorpus) -> tuple[GPT, Accounting]:
-    """A fresh model, its L3 layers allocated by an LZW scan of the training text, and its costs."""
-    model_config = config.model_config()
-    model = GPT(model_config)
-    if not model_config.l3_blocks:
-        return model, account(model_config)
-    alloc = compute_lzw_allocation(
-        corpus.documents(), corpus.vocab_size, model_config.l3_n_emb, model_config.l3_k_max
-    )
+    """A fresh model, its L3 layers allocated from the training text, and its costs."""
+    wanted = config.model_config()
+    if not wanted.l3_blocks:
+        return GPT(wanted), account(wanted)
+    allocate = ALLOCATIONS[config.l3_allocation]
+    alloc = allocate(corpus.documents(), corpus.vocab_size, wanted.l3_n_emb, wanted.l3_k_max)
+    mean_rows = weighted_mean_rows(alloc, corpus.token_counts)
+    if config.stand_in:
+        model = GPT(STAND_INS[config.stand_in](wanted, mean_rows))
+        return model, account(model.config)
+    model = GPT(wanted)
     model.set_l3_bounds(allocation_to_bounds(alloc))
-    return model, account(model_config, weighted_mean_rows(alloc, corpus.token_counts))
+    return model, account(wanted, mean_rows)
 
 
 def learning_rate_factor(step: int, steps: int) -> float:
@@ -129,7 +132,8 @@ def train_step(
     )
     with _precision(model):
         loss = model(inputs.to(model.device), targets.to(model.device))
-    loss.backward()
+        total = loss + model.auxiliary_loss()
+    total.backward()
     optimizer.step()
     optimizer.zero_grad()
     return loss.item()

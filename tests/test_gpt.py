@@ -15,6 +15,7 @@ from l3paper.lookup import loop
 
 DENSE = GPTConfig(sequence_len=12, vocab_size=40, n_layer=3, n_head=4, n_kv_head=2, n_embd=32)
 WITH_L3 = replace(DENSE, l3_after_layers="0,2", l3_n_emb=100, l3_d_up=16, l3_k_max=6)
+MOE = replace(DENSE, n_experts=6, experts_per_token=2, expert_width=20)
 
 
 def make_model(config, seed=0):
@@ -56,8 +57,9 @@ def test_layers_with_the_same_bounds_share_one_plan(same, monkeypatch):
     torch.testing.assert_close(logits, model(idx))
 
 
-def test_compiles_once_for_batches_of_all_kinds():
-    model = stir(make_model(WITH_L3))
+@pytest.mark.parametrize("config", [WITH_L3, MOE], ids=["l3", "moe"])
+def test_compiles_once_for_batches_of_all_kinds(config):
+    model = stir(make_model(config))
     counter = CompileCounter()
     compiled = torch.compile(model, backend=counter)
     for seed in range(5):
@@ -68,7 +70,7 @@ def test_compiles_once_for_batches_of_all_kinds():
     assert counter.frame_count == frames
 
 
-CONFIGS = pytest.mark.parametrize("config", [DENSE, WITH_L3], ids=["dense", "l3"])
+CONFIGS = pytest.mark.parametrize("config", [DENSE, WITH_L3, MOE], ids=["dense", "l3", "moe"])
 
 
 @CONFIGS
@@ -100,6 +102,47 @@ def test_rotary_positions_are_relative():
     torch.testing.assert_close(logits[0, 0], logits[0, -1], rtol=1e-4, atol=1e-4)
 
 
+def test_losses_come_apart():
+    model, batch = stir(make_model(MOE)), make_batch()
+    loss = model(*batch)
+    expected = sum(block.mlp.auxiliary for block in model.blocks)
+    torch.testing.assert_close(model.auxiliary_loss(), expected)
+    logits = model(batch[0])
+    torch.testing.assert_close(loss, F.cross_entropy(logits.flatten(0, 1), batch[1].flatten()))
+
+
+@pytest.mark.parametrize("config", [DENSE, WITH_L3], ids=["dense", "l3"])
+def test_without_experts_the_auxiliary_loss_is_zero(config):
+    assert torch.equal(make_model(config).auxiliary_loss(), torch.tensor(0.0))
+
+
+def test_auxiliary_loss_needs_a_forward_pass():
+    with pytest.raises(ValueError, match="no auxiliary loss yet: call forward"):
+        make_model(MOE).auxiliary_loss()
+
+
+def test_experts_work_behind_l3_layers_too():
+    model = stir(make_model(replace(WITH_L3, n_experts=4)))
+    (model(*make_batch()) + model.auxiliary_loss()).backward()
+    assert all(block.mlp.router.weight.grad.any() for block in model.blocks)
+    assert all(layer.kv_weight.grad.any() for layer in model.l3_layers.values())
+
+
+def test_a_mixture_of_one_expert_is_an_mlp():
+    # With one expert the router's weight is 1, whatever it says.
+    dense = stir(make_model(DENSE))
+    single = GPT(replace(DENSE, n_experts=1, experts_per_token=1))
+    state = single.state_dict()
+    for name, parameter in dense.state_dict().items():
+        renamed = name.replace("mlp.c_fc.weight", "mlp.c_fc.0").replace(
+            "mlp.c_proj.weight", "mlp.c_proj.0"
+        )
+        state[renamed] = parameter
+    single.load_state_dict(state)
+    idx, _ = make_batch()
+    torch.testing.assert_close(single(idx), dense(idx))
+
+
 def test_l3_starts_as_a_no_op():
     dense, with_l3 = make_model(DENSE), make_model(WITH_L3)
     shared = with_l3.state_dict()
@@ -128,12 +171,23 @@ def test_optimizer_holds_every_parameter_once(config):
     assert {id(p) for p in held} == {id(p) for p in model.parameters()}
 
 
-def test_l3_parameters_learn_after_the_first_step():
-    model = make_model(WITH_L3)
+def test_routers_have_a_group_of_their_own():
+    model = make_model(MOE)
+    groups = {group["name"]: group for group in model.setup_optimizer().param_groups}
+    assert [*groups] == ["matrix", "embedding", "head", "router"]
+    assert [p.shape for p in groups["router"]["params"]] == [(6, 32)] * 3
+    assert groups["router"]["lr"] == groups["head"]["lr"]
+    experts = {id(p) for block in model.blocks for p in [*block.mlp.c_fc, *block.mlp.c_proj]}
+    assert experts < {id(p) for p in groups["matrix"]["params"]}
+
+
+@CONFIGS
+def test_all_parameters_learn_after_the_first_step(config):
+    model = make_model(config)
     optimizer = model.setup_optimizer()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     for step in range(3):
-        model(*make_batch(step)).backward()
+        (model(*make_batch(step)) + model.auxiliary_loss()).backward()
         optimizer.step()
         optimizer.zero_grad()
     unmoved = [name for name, p in model.named_parameters() if torch.equal(p, before[name])]
@@ -150,8 +204,9 @@ def test_state_dict_round_trip(config, tmp_path):
     assert torch.equal(model(idx), other(idx))
 
 
-def test_init_weights_starts_over():
-    model = make_model(WITH_L3)
+@CONFIGS
+def test_init_weights_starts_over(config):
+    model = make_model(config)
     fresh = {name: p.clone() for name, p in model.named_parameters()}
     stir(model)
     torch.manual_seed(0)
@@ -162,6 +217,26 @@ def test_init_weights_starts_over():
 def test_a_seed_gives_the_same_blocks_with_and_without_l3():
     with_l3 = dict(make_model(WITH_L3).named_parameters())
     assert all(torch.equal(p, with_l3[name]) for name, p in make_model(DENSE).named_parameters())
+
+
+@pytest.mark.parametrize("change", [dict(n_experts=6), dict(mlp_width=50)], ids=["moe", "wider"])
+def test_a_seed_gives_the_same_model_around_other_mlps(change):
+    other = dict(make_model(replace(WITH_L3, **change)).named_parameters())
+    same = [(n, p) for n, p in make_model(WITH_L3).named_parameters() if ".mlp." not in n]
+    assert all(torch.equal(p, other[name]) for name, p in same)
+    numbers = torch.cat([p.flatten() for name, p in other.items() if "c_proj" not in name])
+    assert len(numbers.unique()) > 0.99 * len(numbers[numbers != 0])  # nothing is drawn twice
+
+
+def test_mlp_width_is_the_hidden_width():
+    model = stir(make_model(replace(DENSE, mlp_width=50)))
+    assert {tuple(block.mlp.c_fc.weight.shape) for block in model.blocks} == {(50, 32)}
+    assert model(*make_batch()).isfinite()
+
+
+def test_experts_are_by_default_as_wide_as_keeps_the_cost():
+    model = make_model(replace(DENSE, n_experts=8, experts_per_token=4))
+    assert {tuple(fc.shape) for block in model.blocks for fc in block.mlp.c_fc} == {(32, 32)}
 
 
 def test_model_built_without_storage_becomes_real():
@@ -227,6 +302,23 @@ def test_bfloat16_is_close_and_trains(config):
 def test_bad_config(changes, message):
     with pytest.raises(ValueError, match=message):
         replace(WITH_L3, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(n_experts=-1), "n_experts is -1; it must be at least 0"),
+        (dict(expert_width=-1), "expert_width is -1; it must be at least 0"),
+        (dict(n_experts=0, mlp_width=-1), "mlp_width is -1; it must be at least 0"),
+        (dict(mlp_width=9), "mlp_width is 9, but with n_experts = 6 no block has an MLP"),
+        (dict(experts_per_token=0), "experts_per_token is 0; it must be 1 .. n_experts = 6"),
+        (dict(experts_per_token=7), "experts_per_token is 7; it must be 1 .. n_experts = 6"),
+        (dict(experts_per_token=3, expert_width=0), "3 does not divide 4 \\* n_embd = 128"),
+    ],
+)
+def test_bad_experts(changes, message):
+    with pytest.raises(ValueError, match=message):
+        replace(MOE, **changes)
 
 
 @pytest.mark.parametrize("shape", [(12,), (1, 13), (1, 2, 3)])

@@ -1,0 +1,167 @@
+"""The experiments, as data: a question, the paper's section, and what each family of models changes.
+
+A family is one configuration; `l3paper.experiments` searches its learning rate and repeats it over
+seeds. Families that are equal in two experiments are trained once.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from l3paper.config import PRESETS, TrainConfig
+
+SMALL = {
+    "smoke": TrainConfig(
+        data_bytes=400_000,
+        vocab_size=512,
+        depth=2,
+        n_embd=32,
+        sequence_len=64,
+        batch_size=8,
+        num_iterations=10,
+        l3_n_emb=1024,
+        l3_k_max=16,
+        eval_every=5,
+        eval_tokens=2048,
+    ),
+    "laptop": TrainConfig(vocab_size=1024, n_embd=64, l3_n_emb=4096, eval_tokens=16384),
+    "gpu": replace(
+        PRESETS["gpu"],
+        vocab_size=16384,
+        depth=6,
+        n_embd=384,
+        sequence_len=512,
+        num_iterations=1000,
+        l3_n_emb=131072,
+        eval_every=100,
+    ),
+}
+"""The smallest models that can answer, by preset. Their L3 layer is in the middle, its rows by LZW."""
+
+DENSE = {"l3_after_layers": ""}
+
+
+@dataclass(frozen=True)
+class Experiment:
+    question: str
+    section: str
+    """Of the paper; or that the paper has none."""
+    families: Callable[[TrainConfig], dict[str, dict]]
+    """What each family changes in the preset's configuration. The first is what others are held to."""
+    presets: dict[str, TrainConfig] = field(default_factory=lambda: SMALL)
+
+    def configs(self, preset: str, data: str) -> dict[str, TrainConfig]:
+        """The configuration of every family, at seed 0 and the learning rates as they are."""
+        base = replace(self.presets[preset], data=data)
+        return {name: replace(base, **changes) for name, changes in self.families(base).items()}
+
+
+def _rows(base: TrainConfig, factor: int) -> dict:
+    return {"l3_n_emb": factor * base.vocab_size}
+
+
+def _after(base: TrainConfig, layers: int) -> str:
+    """That many L3 layers, spread evenly."""
+    return ",".join(str(base.depth * (i + 1) // (layers + 1)) for i in range(layers))
+
+
+EXPERIMENTS = {
+    "dense_vs_l3": Experiment(
+        "Does one L3 layer lower the held-out loss of the same model, at equal tokens?",
+        "results",
+        lambda base: {"dense": DENSE, "l3": {}},
+        PRESETS,
+    ),
+    "main": Experiment(
+        "At equal operations, tokens or time: is L3 better than dense models and than an MoE?",
+        "results",
+        lambda base: {
+            "dense": DENSE,
+            "dense, wider": {"stand_in": "wider"},
+            "dense, deeper": {"stand_in": "deeper"},
+            "MoE": {"stand_in": "moe"},
+            "L3": {},
+            "L3, two layers": {"l3_after_layers": _after(base, 2)},
+        },
+    ),
+    "allocation": Experiment(
+        "Is it the LZW scan that makes the rows worth having?",
+        "ablations",
+        lambda base: {
+            "LZW": {},
+            "textbook LZW": {"l3_allocation": "lzw-textbook"},
+            "as listed": {"l3_allocation": "lzw-listing"},
+            "frequency": {"l3_allocation": "frequency"},
+            "uniform": {"l3_allocation": "uniform"},
+            "one row a token": {"l3_n_emb": base.vocab_size},
+            "dense": DENSE,
+        },
+    ),
+    "k_max": Experiment(
+        "How many rows may one token own?",
+        "ablations",
+        lambda base: {
+            f"k = {base.l3_k_max}": {},
+            **{
+                f"k = {k}": {"l3_k_max": k}
+                for k in (base.l3_k_max // 8, base.l3_k_max // 4, 8 * base.l3_k_max)
+            },
+            "no cap": {"l3_k_max": base.l3_n_emb},
+        },
+    ),
+    "rows": Experiment(
+        "How does the gain grow with the rows of the table?",
+        "ablations",
+        lambda base: {
+            "dense": DENSE,
+            **{f"{n} a token": _rows(base, n) for n in (1, 2, 4, 8, 16)},
+        },
+    ),
+    "tying": Experiment(
+        "Do keys and values need tables of their own?",
+        "ablations",
+        lambda base: {"tied": {}, "untied": {"l3_untied": True}},
+    ),
+    "placement": Experiment(
+        "Behind which block does the layer belong?",
+        "ablations",
+        lambda base: {f"after {i}": {"l3_after_layers": str(i)} for i in range(base.depth)},
+    ),
+    "count": Experiment(
+        "One layer with v rows, or several that share them?",
+        "ablations",
+        lambda base: {
+            "1 x v": {},
+            **{
+                f"{n} x v / {n}": {"l3_after_layers": _after(base, n), "l3_n_emb": base.l3_n_emb // n}
+                for n in (2, 4)
+                if n <= base.depth and base.l3_n_emb >= n * base.vocab_size
+            },
+        },
+    ),
+    "d_up": Experiment(
+        "How wide must the up-projection be?",
+        "section 3",
+        lambda base: {
+            "4 x width": {},
+            **{f"{n} x width": {"l3_d_up": n * base.n_embd} for n in (1, 2, 8)},
+        },
+    ),
+    "parts": Experiment(
+        "Which parts of the layer are needed?",
+        "not in the paper",
+        lambda base: {
+            "as published": {},
+            **{
+                name.replace("-", " "): {"l3_variant": name}
+                for name in (
+                    "no-up",
+                    "no-residual",
+                    "normalised-residual",
+                    "scaled-softmax",
+                    "normalised-keys",
+                    "random-start",
+                )
+            },
+        },
+    ),
+}
