@@ -59,7 +59,7 @@ def family_plan(config: TrainConfig, seeds: int) -> Plan:
         search |= zip(wanted, records, strict=True)
         wanted = next_scales({scale: final_loss(record) for scale, record in search.items()})
     search = dict(sorted(search.items()))
-    best = min(search, key=lambda scale: final_loss(search[scale]))
+    best = min(search, key=lambda scale: (final_loss(search[scale]), scale))
     others = yield [replace(config, lr_scale=best, seed=seed) for seed in range(1, seeds)]
     return Family(search, [search[best], *others])
 
@@ -69,7 +69,7 @@ def next_scales(losses: dict[float, float]) -> tuple[float, ...]:
 
     Nothing outside LR_LIMITS is tried.
     """
-    best = min(losses, key=losses.get)
+    best = min(losses, key=lambda scale: (losses[scale], scale))  # the lower, where all diverged
     step = 2.0 if best == max(losses) else 0.5 if best == min(losses) else None
     inside = step and LR_LIMITS[0] <= best * step <= LR_LIMITS[1]
     return (best * step,) if inside else ()

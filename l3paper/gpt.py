@@ -317,13 +317,15 @@ class GPT(nn.Module):
         embedding_lr: float = 0.2,
         head_lr: float = 0.004,
         table_lr: float = 0.02,
+        router_lr: float = 0.001,
         weight_decay: float = 0.0,
     ) -> MuonAdamW:
         """One optimizer for all parameters: matrices under Muon, the rest under AdamW.
 
         The AdamW rates are for width 768 and scale with 1 / sqrt(width), as in nanochat; Muon's
-        orthogonal updates keep their size at any width. `weight_decay` applies to the matrices. The
-        routers of a mixture of experts classify hidden states as the head does, and take its rate.
+        orthogonal updates keep their size at any width. `weight_decay` applies to the matrices. A
+        router classifies hidden states as the head does, but short runs ended at a lower loss with a
+        quarter of the head's rate.
         """
         scale = (self.config.n_embd / 768) ** -0.5
         routers, matrices, tables = [], [], []
@@ -335,7 +337,7 @@ class GPT(nn.Module):
         adamw = {
             "embedding": ([self.wte.weight], embedding_lr * scale),
             "head": ([self.lm_head.weight], head_lr * scale),
-            "router": (routers, head_lr * scale),
+            "router": (routers, router_lr * scale),
             "table": (tables, table_lr * scale),
         }
         return MuonAdamW(

@@ -1,20 +1,35 @@
 """The search for a learning rate, and experiments that go on where they stopped."""
 
+import json
 import math
-from dataclasses import asdict, replace
-from types import SimpleNamespace
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
 
 import pytest
 
-from l3paper import experiments
-from l3paper import train as train_module
+from l3paper.catalogue import EXPERIMENTS, Experiment
 from l3paper.config import PRESETS, TrainConfig
-from l3paper.data import load_corpus
-from l3paper.experiments import main, run_experiment, search_learning_rate, seeded_runs
-from l3paper.records import read_records, write_record
+from l3paper.experiments import (
+    RUNS,
+    family_plan,
+    final_loss,
+    follow,
+    main,
+    next_scales,
+    record_path,
+    recorded,
+    results,
+    run_experiment,
+    summary,
+)
+from l3paper.records import write_record
 
-NAME = "dense_vs_l3"
-SCALES, SEEDS = [0.5, 1.0, 2.0], [0, 1, 2]
+SCALES = [0.5, 1.0, 2.0]
+NAMES = pytest.mark.parametrize("name", EXPERIMENTS)
 
 
 def valley(lowest):
@@ -22,30 +37,22 @@ def valley(lowest):
     return lambda lr_scale: abs(math.log2(lr_scale / lowest))
 
 
-def pretended_loss(config):
-    """Dense is best at x 1, L3 one factor beyond the edge, at x 4; later seeds are worse."""
-    return valley(1.0 if config.l3_after_layers == "" else 4.0)(config.lr_scale) + config.seed / 10
+def record(config, loss):
+    return {
+        "config": {"lr_scale": config.lr_scale, "seed": config.seed},
+        "evaluations": [{"loss": loss}],
+    }
 
 
-class Trainer:
-    """Stands in for `train`: counts the runs, and can fail after some of them."""
+def followed(loss, seeds=3):
+    """The family of a pretended trainer, and the (factor, seed) of its runs in order."""
+    asked = []
 
-    def __init__(self):
-        self.trained, self.fail_after = [], None
+    def get(wanted):
+        asked.extend((config.lr_scale, config.seed) for config in wanted)
+        return [record(config, loss(config.lr_scale) + config.seed / 10) for config in wanted]
 
-    def __call__(self, config):
-        if len(self.trained) == self.fail_after:
-            raise KeyboardInterrupt
-        self.trained.append((config.lr_scale, config.seed))
-        record = {"config": asdict(config), "evaluations": [{"loss": pretended_loss(config)}]}
-        return SimpleNamespace(record=record)
-
-
-@pytest.fixture
-def trainer(monkeypatch):
-    trainer = Trainer()
-    monkeypatch.setattr(experiments, "train", trainer)
-    return trainer
+    return follow(family_plan(TrainConfig(), seeds), get), asked
 
 
 @pytest.mark.parametrize(
@@ -57,124 +64,155 @@ def trainer(monkeypatch):
         (8.0, [*SCALES, 4.0, 8.0, 16.0]),
         (0.5, [*SCALES, 0.25]),
         (1 / 8, [*SCALES, 1 / 4, 1 / 8, 1 / 16]),
-        (16.0, [*SCALES, 4.0, 8.0, 16.0]),
-        (1 / 16, [*SCALES, 1 / 4, 1 / 8, 1 / 16]),
+        (1e6, [*SCALES, 4.0, 8.0, 16.0]),
+        (1e-6, [*SCALES, 1 / 4, 1 / 8, 1 / 16]),
     ],
 )
-def test_search_stops_where_both_neighbours_are_worse(lowest, tried):
-    asked = []
-
-    def loss(lr_scale):
-        asked.append(lr_scale)
-        return valley(lowest)(lr_scale)
-
-    assert search_learning_rate(loss) == min(tried, key=valley(lowest))
-    assert asked == tried
-
-
-@pytest.mark.parametrize(("lowest", "limit"), [(1e6, 16), (1e-6, 1 / 16)])
-def test_search_stops_at_its_limits(lowest, limit):
-    assert search_learning_rate(valley(lowest)) == limit
+def test_search_stops_where_both_neighbours_are_worse_or_at_its_limits(lowest, tried):
+    family, asked = followed(valley(lowest))
+    best = min(tried, key=valley(lowest))
+    assert asked == [*((scale, 0) for scale in tried), (best, 1), (best, 2)]
+    assert list(family.search) == sorted(tried)
+    assert [run["config"] for run in family.runs] == [dict(lr_scale=best, seed=s) for s in range(3)]
 
 
 @pytest.mark.parametrize("diverged", SCALES)
 def test_search_passes_over_a_run_that_diverged(diverged):
-    best = search_learning_rate(lambda x: math.nan if x == diverged else valley(1.0)(x))
-    assert best != diverged
+    family, _ = followed(lambda x: math.nan if x == diverged else valley(1.0)(x))
+    assert family.runs[0]["config"]["lr_scale"] != diverged
+    assert math.isinf(final_loss(family.search[diverged]))
 
 
-def test_experiment_records_search_and_seeds(trainer, tmp_path, capsys):
-    run_experiment(NAME, "smoke", tmp_path / NAME)
-    dense = [(lr, 0) for lr in SCALES] + [(1.0, 1), (1.0, 2)]
-    l3 = [(lr, 0) for lr in (*SCALES, 4.0, 8.0)] + [(4.0, 1), (4.0, 2)]
-    assert trainer.trained == dense + l3
-    records = read_records(NAME, tmp_path)
-    assert len(records) == len(trainer.trained)
-    assert {record["experiment"] for record in records} == {NAME}
-    assert [r["config"]["seed"] for r in seeded_runs(records, "dense")] == SEEDS
-    assert {r["config"]["lr_scale"] for r in seeded_runs(records, "dense")} == {1.0}
-    assert {r["config"]["lr_scale"] for r in seeded_runs(records, "l3")} == {4.0}
-    assert {r["family"] for r in seeded_runs(records, "l3")} == {"l3"}
-    output = capsys.readouterr().out
-    assert "dense: 0.1000 nats/token over 3 seeds, from 0.0000 to 0.2000" in output
-    assert "learning rates x 4\n" in output
+def test_one_seed_is_the_searchs_own():
+    family, asked = followed(valley(1.0), seeds=1)
+    assert asked == [(scale, 0) for scale in SCALES]
+    assert family.runs == [family.search[1.0]]
 
 
-def test_families_differ_in_the_l3_layer_alone(trainer, tmp_path):
-    run_experiment(NAME, "smoke", tmp_path / NAME)
-    configs = {r["family"]: TrainConfig(**r["config"]) for r in read_records(NAME, tmp_path)}
-    same = dict(lr_scale=1.0, seed=0)
-    assert replace(configs["l3"], **same) == PRESETS["smoke"]
-    assert replace(configs["dense"], **same) == replace(PRESETS["smoke"], l3_after_layers="")
+def test_all_diverged_ends_the_search():
+    assert next_scales(dict.fromkeys(SCALES, math.inf)) == (0.25,)
+    family, _ = followed(lambda x: math.nan)
+    assert min(family.search) == 1 / 16
 
 
-def test_finished_runs_are_not_repeated(trainer, tmp_path):
-    run_experiment(NAME, "smoke", tmp_path)
-    before = len(trainer.trained)
-    run_experiment(NAME, "smoke", tmp_path)
-    assert len(trainer.trained) == before
+@NAMES
+@pytest.mark.parametrize("preset", PRESETS)
+def test_families_are_valid_and_different(name, preset):
+    experiment = EXPERIMENTS[name]
+    configs = experiment.configs(preset, "stdlib")
+    assert len({record_path(config, RUNS) for config in configs.values()}) == len(configs) >= 2
+    assert {config.seed for config in configs.values()} == {0}
+    assert {config.num_iterations for config in configs.values()} == {
+        experiment.presets[preset].num_iterations
+    }
+    assert experiment.question.endswith("?")
 
 
-def test_interrupted_experiment_goes_on(trainer, tmp_path):
-    trainer.fail_after = 4
-    with pytest.raises(KeyboardInterrupt):
-        run_experiment(NAME, "smoke", tmp_path, only="dense")
-    trainer.fail_after = None
-    run_experiment(NAME, "smoke", tmp_path, only="dense")
-    assert trainer.trained == [(0.5, 0), (1.0, 0), (2.0, 0), (1.0, 1), (1.0, 2)]
+def test_path_names_what_matters(tmp_path):
+    def path(**changes):
+        return record_path(replace(TrainConfig(), **changes), tmp_path)
+
+    assert path() == path(device="cpu") == path(l3_after_layers="2")
+    assert path(data="here/text.txt") == path(data="there/text.txt") != path()
+    different = [dict(seed=1), dict(lr_scale=0.5), dict(l3_k_max=3), dict(stand_in="moe")]
+    assert len({path(), *(path(**changes) for changes in different)}) == 5
+    assert path(stand_in="moe").name.startswith("moe-lr1-seed0-")
+    assert path(l3_after_layers="").name.startswith("dense-")
 
 
-def test_real_record_is_recognised(text_file, tmp_path, monkeypatch):
-    sizes = dict(vocab_size=300, depth=1, sequence_len=8, batch_size=2, num_iterations=1, l3_n_emb=500)
-    small = replace(load_corpus(str(text_file), 300), name="stdlib")
-    monkeypatch.setitem(PRESETS, "smoke", TrainConfig(**sizes))
-    monkeypatch.setattr(train_module, "load_corpus", lambda *arguments: small)
-    run_experiment(NAME, "smoke", tmp_path / NAME, only="l3")
-    monkeypatch.setattr(experiments, "train", lambda config: pytest.fail("repeated a run"))
-    run_experiment(NAME, "smoke", tmp_path / NAME, only="l3")
-    assert len(seeded_runs(read_records(NAME, tmp_path), "l3")) == 3
+@pytest.fixture
+def tiny(text_file, monkeypatch):
+    """An experiment of seconds, on a text of its own, and that text."""
+    config = TrainConfig(
+        vocab_size=300,
+        depth=1,
+        sequence_len=8,
+        batch_size=2,
+        num_iterations=2,
+        l3_n_emb=500,
+        device="cpu",
+    )
+    families = {"dense": {"l3_after_layers": ""}, "l3": {}}
+    experiment = Experiment("Better?", "none", lambda base: families, {"smoke": config})
+    monkeypatch.setitem(EXPERIMENTS, "tiny", experiment)
+    return str(text_file)
 
 
-def test_record_of_another_configuration_is_refused(trainer, tmp_path, capsys):
-    arguments = [NAME, "--preset=smoke", "--family=dense", "--folder", str(tmp_path)]
-    path = tmp_path / "dense-lr0.5-seed0.json"
-    write_record(path, {"config": asdict(PRESETS["laptop"])})
-    assert main(arguments) == 2
-    assert f"{path} records another configuration" in capsys.readouterr().err
-    assert trainer.trained == []
+def test_runs_are_recorded_read_and_not_repeated(tiny, tmp_path, monkeypatch):
+    made = run_experiment("tiny", "smoke", tiny, 2, 2, tmp_path)
+    files = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    runs = [run for family in made.values() for run in [*family.search.values(), *family.runs[1:]]]
+    assert len(files) == len(runs) >= 8
+    assert [run["config"]["seed"] for run in made["l3"].runs] == [0, 1]
+    assert made == results("tiny", "smoke", tiny, 2, tmp_path)
+    assert run_experiment("tiny", "smoke", tiny, 2, 1, tmp_path) == made
+    assert files == {path: path.read_bytes() for path in tmp_path.iterdir()}
+    assert "| l3 | " in summary(made)
 
 
-def test_command_line_runs_one_family(trainer, tmp_path):
-    assert main([NAME, "--preset", "smoke", "--family", "dense", "--folder", str(tmp_path)]) == 0
-    assert len(trainer.trained) == len(list(tmp_path.glob("dense-*.json"))) == 5
-    assert len(list(tmp_path.iterdir())) == 5
+def test_missing_run_is_named(tiny, tmp_path):
+    with pytest.raises(ValueError, match=r"tiny lacks the run dense-lr0\.5-seed0-\w+\.json"):
+        results("tiny", "smoke", tiny, 1, tmp_path)
 
 
-@pytest.mark.parametrize("removed", ["dense-lr1-seed0", "dense-lr1-seed1", "dense-lr1-seed2"])
-def test_missing_seed_is_refused(trainer, tmp_path, removed):
-    run_experiment(NAME, "smoke", tmp_path / NAME)
-    (tmp_path / NAME / f"{removed}.json").unlink()
-    with pytest.raises(ValueError, match="family 'dense' lacks runs"):
-        seeded_runs(read_records(NAME, tmp_path), "dense")
+def test_record_of_another_text_is_refused(tiny, tmp_path):
+    config = EXPERIMENTS["tiny"].configs("smoke", tiny)["dense"]
+    path = record_path(config, tmp_path)
+    write_record(path, {"corpus": {"sha256": "other"}})
+    with pytest.raises(ValueError, match="records a run on another text"):
+        recorded(config, path, "this")
 
 
-def test_unknown_family_is_refused_by_seeded_runs():
-    with pytest.raises(ValueError, match="family 'moe' lacks runs"):
-        seeded_runs([], "moe")
+def curves(folder):
+    records = {path.name: json.loads(path.read_text()) for path in folder.glob("*.json")}
+    return {name: (r["train_loss"], r["evaluations"]) for name, r in records.items()}
+
+
+def test_killed_experiment_ends_with_the_same_records(tmp_path):
+    def command(folder):
+        flags = ["--preset", "smoke", "--seeds", "1", "--jobs", "2", "--folder", folder]
+        return [sys.executable, "-m", "l3paper.experiments", "tying", *flags]
+
+    quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    killed = tmp_path / "killed"
+    process = subprocess.Popen(command(killed), **quiet)
+    while len(list(killed.glob("*.json"))) < 2:
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert subprocess.run(command(killed), **quiet).returncode == 0
+    assert subprocess.run(command(tmp_path / "whole"), **quiet).returncode == 0
+    assert curves(killed) == curves(tmp_path / "whole")
+    assert not list(killed.glob("*.tmp*"))
+
+
+def test_command_line_prints_the_table(tiny, tmp_path, capsys):
+    flags = ["tiny", "--preset", "smoke", "--data", tiny, "--seeds", "1", "--folder", str(tmp_path)]
+    assert main(flags) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == "Better?"
+    assert len(printed) == 5
+    assert "+0.0000" in printed[3]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "value", "allowed"),
+    ("arguments", "message"),
     [
-        ([NAME, "--family", "moe"], "--family is 'moe'", "dense, l3"),
-        ([NAME, "--preset", "huge"], "'huge'", "laptop"),
-        (["other"], "'other'", NAME),
+        (["main", "--seeds", "0"], "seeds is 0; it must be at least 1"),
+        (["main", "--jobs", "0"], "jobs is 0; it must be at least 1"),
+        (["main", "--data", "no-such-file.txt"], "no-such-file.txt"),
     ],
 )
-def test_bad_arguments_end_with_code_2(trainer, capsys, arguments, value, allowed):
+def test_bad_values_end_with_code_2(arguments, message, capsys):
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"), [(["main", "--preset", "huge"], "'huge'"), (["other"], "'other'")]
+)
+def test_bad_choices_end_with_code_2(arguments, message, capsys):
     with pytest.raises(SystemExit, match=r"^2$"):
         main(arguments)
-    message = capsys.readouterr().err
-    assert value in message
-    assert allowed in message
-    assert trainer.trained == []
+    assert message in capsys.readouterr().err
