@@ -64,6 +64,18 @@ def _after(base: TrainConfig, layers: int) -> str:
     return ",".join(str(base.depth * (i + 1) // (layers + 1)) for i in range(layers))
 
 
+def regime_points(base: TrainConfig) -> dict[str, dict]:
+    """Where the regime map compares an L3 model with its deeper stand-in: one change at a time."""
+    steps, width, vocab_size = base.num_iterations, base.n_embd, base.vocab_size
+    return {
+        "base": {},
+        **{f"{f:g} x tokens": {"num_iterations": int(f * steps)} for f in (0.25, 0.5, 2)},
+        **{f"{n} rows a token": _rows(base, n) for n in (1, 16)},
+        **{f"{f:g} x width": {"n_embd": int(f * width)} for f in (0.5, 1.5)},
+        "2 x vocabulary": {"vocab_size": 2 * vocab_size, "l3_n_emb": 2 * base.l3_n_emb},
+    }
+
+
 EXPERIMENTS = {
     "dense_vs_l3": Experiment(
         "Does one L3 layer lower the held-out loss of the same model, at equal tokens?",
@@ -162,6 +174,15 @@ EXPERIMENTS = {
                     "random-start",
                 )
             },
+        },
+    ),
+    "regime": Experiment(
+        "When does it pay: at how many tokens, rows, at what width and vocabulary?",
+        "not in the paper",
+        lambda base: {
+            f"{point}: {model}": changes | stand_in
+            for point, changes in regime_points(base).items()
+            for model, stand_in in {"dense, deeper": {"stand_in": "deeper"}, "L3": {}}.items()
         },
     ),
 }

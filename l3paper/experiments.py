@@ -15,7 +15,7 @@ import statistics
 import sys
 import threading
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -228,7 +228,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         families = run_experiment(
             given.name, given.preset, given.data, given.seeds, given.jobs, given.folder
         )
-    except (ValueError, ImportError, OSError) as error:
+    except (ValueError, ImportError, OSError, BrokenExecutor) as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return 2
     print(EXPERIMENTS[given.name].question)

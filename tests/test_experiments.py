@@ -102,9 +102,6 @@ def test_families_are_valid_and_different(name, preset):
     configs = experiment.configs(preset, "stdlib")
     assert len({record_path(config, RUNS) for config in configs.values()}) == len(configs) >= 2
     assert {config.seed for config in configs.values()} == {0}
-    assert {config.num_iterations for config in configs.values()} == {
-        experiment.presets[preset].num_iterations
-    }
     assert experiment.question.endswith("?")
 
 
