@@ -49,6 +49,14 @@ SETTINGS = {
 }
 
 
+def allocation_and_batch(setting: LookupSetting) -> tuple[list[int], Tensor]:
+    """Rows per token by LZW, and the ids (positions,) of a training batch of the default corpus."""
+    corpus = load_corpus(vocab_size=setting.vocab_size)
+    alloc = compute_lzw_allocation(corpus.documents(), setting.vocab_size, setting.n_emb, setting.k_max)
+    ids, _ = training_batch(corpus.train, setting.positions // 128, 128, seed=0, step=0)
+    return alloc, ids.flatten()
+
+
 def flex(query: Tensor, token_ids: Tensor, bounds: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """The lookup by PyTorch's FlexAttention with a block mask, the paper's second way to train."""
     order = token_ids.argsort(stable=True)
@@ -74,11 +82,9 @@ def bench_lookup(
     that must move (touched rows read twice, the table's gradient and the activations written once)
     at the speed of a large copy.
     """
-    corpus = load_corpus(vocab_size=setting.vocab_size)
-    alloc = compute_lzw_allocation(corpus.documents(), setting.vocab_size, setting.n_emb, setting.k_max)
+    alloc, ids = allocation_and_batch(setting)
     bounds = allocation_to_bounds(alloc).to(device)
-    token_ids, _ = training_batch(corpus.train, setting.positions // 128, 128, seed=0, step=0)
-    ids = token_ids.flatten().to(device)
+    ids = ids.to(device)
     torch.manual_seed(0)
     like = dict(device=device, dtype=dtype)
     query = torch.randn(len(ids), setting.width, **like, requires_grad=True)
@@ -133,11 +139,9 @@ def bench_optimizer(setting: LookupSetting, repeats: int, device: torch.device) 
     The gradient has rows where a batch of the default corpus touches the table. Sparse is another
     algorithm: rows without gradient rest, although their momentum would still move them.
     """
-    corpus = load_corpus(vocab_size=setting.vocab_size)
-    alloc = compute_lzw_allocation(corpus.documents(), setting.vocab_size, setting.n_emb, setting.k_max)
-    token_ids, _ = training_batch(corpus.train, setting.positions // 128, 128, seed=0, step=0)
+    alloc, ids = allocation_and_batch(setting)
     owner = torch.arange(setting.vocab_size).repeat_interleave(torch.tensor(alloc))
-    touched = torch.isin(owner, token_ids).nonzero().flatten().to(device)
+    touched = torch.isin(owner, ids).nonzero().flatten().to(device)
     gradient = torch.zeros(setting.n_emb, setting.width, device=device)
     gradient[touched] = torch.randn(len(touched), setting.width, device=device)
     rows = torch.sparse_coo_tensor(

@@ -75,6 +75,11 @@ class TrainConfig:
         if not self.model_config().l3_blocks and self.stand_in:  # model_config has checks of its own
             raise ValueError(f"stand_in is {self.stand_in!r}, but there is no L3 model to stand in for")
 
+    @property
+    def kind(self) -> str:
+        """What is trained, for file names: dense, l3, or what stands in for L3."""
+        return self.stand_in or ("l3" if self.model_config().l3_blocks else "dense")
+
     def model_config(self) -> GPTConfig:
         """The model this run trains, or that another stands in for."""
         n_embd = self.n_embd or 32 * self.depth

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from l3paper.catalogue import EXPERIMENTS
 from l3paper.config import PRESETS, TrainConfig
 from l3paper.data import corpus_name, load_corpus
-from l3paper.records import RECORDS, write_record
+from l3paper.records import RECORDS, read_record, write_record
 from l3paper.train import train
 
 RUNS = RECORDS / "runs"
@@ -94,7 +94,7 @@ def results(
         path = record_path(config, folder)
         if not path.exists():
             raise ValueError(f"{name} lacks the run {path.name}: its experiment has not finished")
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_record(path)
 
     configs = EXPERIMENTS[name].configs(preset, data)
     return {
@@ -124,8 +124,7 @@ def record_path(config: TrainConfig, folder: Path) -> Path:
     settings["l3_after_layers"] = config.model_config().l3_after_layers  # by default, it is worked out
     settings.pop("device", None)
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
-    kind = config.stand_in or ("l3" if config.model_config().l3_blocks else "dense")
-    return folder / f"{kind}-lr{config.lr_scale:g}-seed{config.seed}-{digest}.json"
+    return folder / f"{config.kind}-lr{config.lr_scale:g}-seed{config.seed}-{digest}.json"
 
 
 def run_experiment(
@@ -167,7 +166,7 @@ def run_experiment(
 def recorded(config: TrainConfig, path: Path, sha256: str) -> dict:
     """The record of this run: read where it is there already, made where it is not."""
     if path.exists():
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_record(path)
         if record["corpus"]["sha256"] != sha256:
             raise ValueError(f"{path} records a run on another text: move it away, or use --folder")
         return record

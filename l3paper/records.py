@@ -31,15 +31,9 @@ def write_record(path: Path, record: dict) -> None:
         file.write("\n")
 
 
-def read_records(folder: str, root: Path | None = None) -> list[dict]:
-    """All records in a folder of figures/data, in the order of their file names.
-
-    Raises ValueError where there are none: nothing may be drawn from thin air.
-    """
-    paths = sorted(((root or RECORDS) / folder).glob("*.json"))
-    if not paths:
-        raise ValueError(f"no records in figures/data/{folder}: run the experiment first")
-    return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+def read_record(path: Path) -> dict:
+    """What `write_record` wrote."""
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _processor() -> str:

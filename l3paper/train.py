@@ -226,8 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         add_flags(parser)
         given = parser.parse_args(arguments)
         config = from_flags(given)
-        kind = "l3" if config.model_config().l3_blocks else "dense"
-        name = f"{kind}-depth{config.depth}-seed{config.seed}.json"
+        name = f"{config.kind}-depth{config.depth}-seed{config.seed}.json"
         path = given.record or cache_folder() / "runs" / name
         require_writable(path)
         run = train(config)

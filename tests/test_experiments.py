@@ -114,6 +114,7 @@ def test_path_names_what_matters(tmp_path):
     different = [dict(seed=1), dict(lr_scale=0.5), dict(l3_k_max=3), dict(stand_in="moe")]
     assert len({path(), *(path(**changes) for changes in different)}) == 5
     assert path(stand_in="moe").name.startswith("moe-lr1-seed0-")
+    assert path().name.startswith("l3-")
     assert path(l3_after_layers="").name.startswith("dense-")
 
 
