@@ -1,7 +1,7 @@
 """The experiments, as data: a question, the paper's section, and what each family of models changes.
 
-A family is one configuration; `l3paper.experiments` searches its learning rate and repeats it over
-seeds. Families that are equal in two experiments are trained once.
+A family is one configuration, which `l3paper.experiments` repeats over seeds at the learning rate that
+a search chose. Families that are equal in two experiments are trained once.
 """
 
 from collections.abc import Callable
@@ -48,11 +48,23 @@ class Experiment:
     families: Callable[[TrainConfig], dict[str, dict]]
     """What each family changes in the preset's configuration. The first is what others are held to."""
     presets: dict[str, TrainConfig] = field(default_factory=lambda: SMALL)
+    shared_search: bool = False
+    """Whether variations of one model take the learning rate found for that model, unchanged.
+
+    For ablations that leave the sizes of what is multiplied as they are, or nearly.
+    """
 
     def configs(self, preset: str, data: str) -> dict[str, TrainConfig]:
         """The configuration of every family, at seed 0 and the learning rates as they are."""
         base = replace(self.presets[preset], data=data)
         return {name: replace(base, **changes) for name, changes in self.families(base).items()}
+
+    def searched(self, config: TrainConfig, preset: str) -> TrainConfig:
+        """The configuration whose search gives `config`, a family's, its learning rate."""
+        if not self.shared_search:
+            return config
+        base = replace(self.presets[preset], data=config.data, stand_in=config.stand_in)
+        return replace(base, **DENSE) if config.kind == "dense" else base
 
 
 def _rows(base: TrainConfig, factor: int) -> dict:
@@ -64,8 +76,18 @@ def _after(base: TrainConfig, layers: int) -> str:
     return ",".join(str(base.depth * (i + 1) // (layers + 1)) for i in range(layers))
 
 
+RIVALS = {
+    "dense, deeper": {"stand_in": "deeper"},
+    "dense, wider": {"stand_in": "wider"},
+    "L3": {},
+}
+
+
 def regime_points(base: TrainConfig) -> dict[str, dict]:
-    """Where the regime map compares an L3 model with its deeper stand-in: one change at a time."""
+    """Where the regime map compares an L3 model with its dense rivals: one change at a time.
+
+    More rows cost next to no operations, so those points keep the rivals of the first.
+    """
     steps, width, vocab_size = base.num_iterations, base.n_embd, base.vocab_size
     return {
         "base": {},
@@ -107,6 +129,7 @@ EXPERIMENTS = {
             "one row a token": {"l3_n_emb": base.vocab_size},
             "dense": DENSE,
         },
+        shared_search=True,
     ),
     "k_max": Experiment(
         "How many rows may one token own?",
@@ -119,6 +142,7 @@ EXPERIMENTS = {
             },
             "no cap": {"l3_k_max": base.l3_n_emb},
         },
+        shared_search=True,
     ),
     "rows": Experiment(
         "How does the gain grow with the rows of the table?",
@@ -127,16 +151,19 @@ EXPERIMENTS = {
             "dense": DENSE,
             **{f"{n} a token": _rows(base, n) for n in (1, 2, 4, 8, 16)},
         },
+        shared_search=True,
     ),
     "tying": Experiment(
         "Do keys and values need tables of their own?",
         "ablations",
         lambda base: {"tied": {}, "untied": {"l3_untied": True}},
+        shared_search=True,
     ),
     "placement": Experiment(
         "Behind which block does the layer belong?",
         "ablations",
         lambda base: {f"after {i}": {"l3_after_layers": str(i)} for i in range(base.depth)},
+        shared_search=True,
     ),
     "count": Experiment(
         "One layer with v rows, or several that share them?",
@@ -149,6 +176,7 @@ EXPERIMENTS = {
                 if n <= base.depth and base.l3_n_emb >= n * base.vocab_size
             },
         },
+        shared_search=True,
     ),
     "d_up": Experiment(
         "How wide must the up-projection be?",
@@ -157,6 +185,7 @@ EXPERIMENTS = {
             "4 x width": {},
             **{f"{n} x width": {"l3_d_up": n * base.n_embd} for n in (1, 2, 8)},
         },
+        shared_search=True,
     ),
     "parts": Experiment(
         "Which parts of the layer are needed?",
@@ -180,9 +209,11 @@ EXPERIMENTS = {
         "When does it pay: at how many tokens, rows, at what width and vocabulary?",
         "not in the paper",
         lambda base: {
-            f"{point}: {model}": changes | stand_in
+            f"{point}: {model}": ({} if stand_in and set(changes) == {"l3_n_emb"} else changes)
+            | stand_in
             for point, changes in regime_points(base).items()
-            for model, stand_in in {"dense, deeper": {"stand_in": "deeper"}, "L3": {}}.items()
+            for model, stand_in in RIVALS.items()
         },
+        shared_search=True,
     ),
 }

@@ -1,8 +1,9 @@
 """Recorded comparisons: `python -m l3paper.experiments NAME` runs one of `l3paper.catalogue`.
 
-Every family gets the same care: at seed 0 a search over learning rates, then the best rate at the
-other seeds. Each run writes one JSON record into figures/data/runs when it ends; a run whose record is
-there is not repeated, so an experiment that was interrupted goes on with what is missing.
+Every family gets the same care: at seed 0 a search over learning rates, then the best rate at all
+seeds; variations of one model may share its search. Each run writes one JSON record into
+figures/data/runs when it ends; a run whose record is there is not repeated, so an experiment that was
+interrupted goes on with what is missing.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import statistics
 import sys
 import threading
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -43,7 +44,7 @@ class Family(NamedTuple):
     """The records of one family of an experiment."""
 
     search: dict[float, dict]
-    """By the factor on the learning rates, ascending, all at seed 0."""
+    """By the factor on the learning rates, ascending, all at seed 0; of the model that was searched."""
     runs: list[dict]
     """At the best factor, by seed."""
 
@@ -51,17 +52,19 @@ class Family(NamedTuple):
 Plan = Generator[list[TrainConfig], list[dict], Family]
 
 
-def family_plan(config: TrainConfig, seeds: int) -> Plan:
-    """Yields the runs to do next, receives their records, and returns the family."""
+def family_plan(config: TrainConfig, searched: TrainConfig, seeds: int) -> Plan:
+    """Yields the runs to do next, receives their records, and returns the family.
+
+    The learning rate is the best of a search with `searched`, which may be `config` itself.
+    """
     search, wanted = {}, LR_SCALES
     while wanted:
-        records = yield [replace(config, lr_scale=scale, seed=0) for scale in wanted]
+        records = yield [replace(searched, lr_scale=scale, seed=0) for scale in wanted]
         search |= zip(wanted, records, strict=True)
         wanted = next_scales({scale: final_loss(record) for scale, record in search.items()})
-    search = dict(sorted(search.items()))
     best = min(search, key=lambda scale: (final_loss(search[scale]), scale))
-    others = yield [replace(config, lr_scale=best, seed=seed) for seed in range(1, seeds)]
-    return Family(search, [search[best], *others])
+    runs = yield [replace(config, lr_scale=best, seed=seed) for seed in range(seeds)]
+    return Family(dict(sorted(search.items())), runs)
 
 
 def next_scales(losses: dict[float, float]) -> tuple[float, ...]:
@@ -96,10 +99,17 @@ def results(
             raise ValueError(f"{name} lacks the run {path.name}: its experiment has not finished")
         return read_record(path)
 
-    configs = EXPERIMENTS[name].configs(preset, data)
     return {
-        family: follow(family_plan(config, seeds), lambda wanted: [read(c) for c in wanted])
-        for family, config in configs.items()
+        family: follow(plan, lambda wanted: [read(config) for config in wanted])
+        for family, plan in _plans(name, preset, data, seeds).items()
+    }
+
+
+def _plans(name: str, preset: str, data: str, seeds: int) -> dict[str, Plan]:
+    experiment = EXPERIMENTS[name]
+    return {
+        family: family_plan(config, experiment.searched(config, preset), seeds)
+        for family, config in experiment.configs(preset, data).items()
     }
 
 
@@ -134,30 +144,41 @@ def run_experiment(
 
     Raises ValueError for data that cannot be used, and for records made with another text.
     """
-    configs = EXPERIMENTS[name].configs(preset, data)
+    experiment = EXPERIMENTS[name]
+    configs = experiment.configs(preset, data)
     sha256 = {}
     for config in configs.values():  # build each corpus once, before the runs compete for it
         key = config.vocab_size, config.data_bytes
         sha256[key] = sha256.get(key) or load_corpus(data, *key).sha256
+    plans = _plans(name, preset, data, seeds)
+    searched = [experiment.searched(config, preset) for config in configs.values()]
+    least = [replace(config, lr_scale=scale) for config in searched for scale in LR_SCALES]
+    least += [replace(config, seed=seed) for config in configs.values() for seed in range(seeds)]
     context = multiprocessing.get_context("spawn")
     with (
         ProcessPoolExecutor(jobs, context, initializer=_end_with_parent) as pool,
-        ThreadPoolExecutor(len(configs)) as threads,  # one a family, to wait for its runs
-        tqdm(total=len(configs) * (len(LR_SCALES) + seeds - 1), unit="run", desc=name) as bar,
+        ThreadPoolExecutor(len(plans)) as threads,  # one a family, to wait for its runs
+        tqdm(unit="run", desc=name, total=len({record_path(run, folder) for run in least})) as bar,
     ):
+        runs, lock = {}, threading.Lock()  # by path: families that share a run ask for it once
+
+        def run(config: TrainConfig) -> Future:
+            path = record_path(config, folder)
+            with lock:
+                if path not in runs:
+                    text = sha256[config.vocab_size, config.data_bytes]
+                    runs[path] = pool.submit(recorded, config, path, text)
+                    runs[path].add_done_callback(lambda _: bar.update())
+                    bar.total = max(bar.total, len(runs))
+            return runs[path]
 
         def get(wanted: list[TrainConfig]) -> list[dict]:
-            runs = []
-            for config in wanted:
-                bar.total += config.lr_scale not in LR_SCALES and config.seed == 0
-                text = sha256[config.vocab_size, config.data_bytes]
-                runs.append(pool.submit(recorded, config, record_path(config, folder), text))
-                runs[-1].add_done_callback(lambda _: bar.update())
-            return [run.result() for run in runs]
+            return [future.result() for future in [run(config) for config in wanted]]
 
         try:
-            families = threads.map(lambda c: follow(family_plan(c, seeds), get), configs.values())
-            return dict(zip(configs, families, strict=True))
+            return dict(
+                zip(plans, threads.map(lambda plan: follow(plan, get), plans.values()), strict=True)
+            )
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

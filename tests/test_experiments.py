@@ -52,7 +52,7 @@ def followed(loss, seeds=3):
         asked.extend((config.lr_scale, config.seed) for config in wanted)
         return [record(config, loss(config.lr_scale) + config.seed / 10) for config in wanted]
 
-    return follow(family_plan(TrainConfig(), seeds), get), asked
+    return follow(family_plan(TrainConfig(), TrainConfig(), seeds), get), asked
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def followed(loss, seeds=3):
 def test_search_stops_where_both_neighbours_are_worse_or_at_its_limits(lowest, tried):
     family, asked = followed(valley(lowest))
     best = min(tried, key=valley(lowest))
-    assert asked == [*((scale, 0) for scale in tried), (best, 1), (best, 2)]
+    assert asked == [*((scale, 0) for scale in tried), *((best, seed) for seed in range(3))]
     assert list(family.search) == sorted(tried)
     assert [run["config"] for run in family.runs] == [dict(lr_scale=best, seed=s) for s in range(3)]
 
@@ -83,10 +83,27 @@ def test_search_passes_over_a_run_that_diverged(diverged):
     assert math.isinf(final_loss(family.search[diverged]))
 
 
-def test_one_seed_is_the_searchs_own():
-    family, asked = followed(valley(1.0), seeds=1)
-    assert asked == [(scale, 0) for scale in SCALES]
-    assert family.runs == [family.search[1.0]]
+def test_a_shared_search_gives_its_rate_to_another_configuration():
+    def get(wanted):
+        asked.extend((config.l3_k_max, config.lr_scale, config.seed) for config in wanted)
+        return [record(config, valley(2.0)(config.lr_scale)) for config in wanted]
+
+    asked, searched = [], TrainConfig(l3_k_max=8)
+    family = follow(family_plan(TrainConfig(l3_k_max=4), searched, 2), get)
+    assert asked == [*((8, scale, 0) for scale in (*SCALES, 4.0)), (4, 2.0, 0), (4, 2.0, 1)]
+    assert [run["config"]["lr_scale"] for run in family.runs] == [2.0, 2.0]
+
+
+@NAMES
+def test_a_shared_search_is_made_with_the_presets_own_model(name):
+    experiment = EXPERIMENTS[name]
+    for config in experiment.configs("laptop", "stdlib").values():
+        searched = experiment.searched(config, "laptop")
+        assert searched.kind == config.kind
+        if experiment.shared_search:
+            assert searched in EXPERIMENTS["main"].configs("laptop", "stdlib").values()
+        else:
+            assert searched == config
 
 
 def test_all_diverged_ends_the_search():
@@ -100,7 +117,9 @@ def test_all_diverged_ends_the_search():
 def test_families_are_valid_and_different(name, preset):
     experiment = EXPERIMENTS[name]
     configs = experiment.configs(preset, "stdlib")
-    assert len({record_path(config, RUNS) for config in configs.values()}) == len(configs) >= 2
+    paths = {record_path(config, RUNS) for config in configs.values()}
+    shared = 4 if name == "regime" else 0  # the rivals where only the rows differ
+    assert len(paths) + shared == len(configs) >= 2
     assert {config.seed for config in configs.values()} == {0}
     assert experiment.question.endswith("?")
 
@@ -141,6 +160,7 @@ def test_runs_are_recorded_read_and_not_repeated(tiny, tmp_path, monkeypatch):
     files = {path: path.read_bytes() for path in tmp_path.iterdir()}
     runs = [run for family in made.values() for run in [*family.search.values(), *family.runs[1:]]]
     assert len(files) == len(runs) >= 8
+    assert all(family.runs[0] in family.search.values() for family in made.values())
     assert [run["config"]["seed"] for run in made["l3"].runs] == [0, 1]
     assert made == results("tiny", "smoke", tiny, 2, tmp_path)
     assert run_experiment("tiny", "smoke", tiny, 2, 1, tmp_path) == made
