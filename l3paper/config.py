@@ -46,6 +46,7 @@ class TrainConfig:
     table_lr: float = _option(0.02, "learning rate of the L3 tables, at width 768")
     eval_every: int = _option(100, "steps between evaluations on the held-out documents")
     eval_tokens: int = _option(32768, "held-out tokens each of those takes; the last takes all")
+    words: str = _option("", "a .txt file, such as WikiText-2's, to take the perplexity by the word on")
     seed: int = _option(0, "of the initialisation and the batches")
     device: str = _option("auto", "cpu, cuda, or auto for whichever is there; CUDA runs in bfloat16")
 

@@ -113,7 +113,7 @@ def _standard_library() -> Iterator[Document]:
     for path in sorted(root.rglob("*.py")):
         name = path.relative_to(root)
         if not _LEFT_OUT.intersection(name.parts):
-            yield Document(name.as_posix(), _read_text(path))
+            yield Document(name.as_posix(), read_text(path))
 
 
 def _path(root: Path) -> Iterator[Document]:
@@ -132,7 +132,8 @@ def _path(root: Path) -> Iterator[Document]:
             yield Document(f"{name}#{i}", text)
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """The text of a file; ValueError where it is not UTF-8."""
     try:
         return path.read_bytes().decode()
     except UnicodeDecodeError as error:
@@ -141,7 +142,7 @@ def _read_text(path: Path) -> str:
 
 def _txt(path: Path) -> Iterator[str]:
     lines: list[str] = []
-    for line in _read_text(path).splitlines(keepends=True):
+    for line in read_text(path).splitlines(keepends=True):
         if line.strip() == SEPARATOR:
             yield "".join(lines)
             lines = []
@@ -151,7 +152,7 @@ def _txt(path: Path) -> Iterator[str]:
 
 
 def _jsonl(path: Path) -> Iterator[str]:
-    for number, line in enumerate(_read_text(path).split("\n"), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line.strip():
             try:
                 text = json.loads(line)["text"]

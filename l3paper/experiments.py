@@ -126,23 +126,26 @@ def follow(plan: Plan, get: Callable[[list[TrainConfig]], list[dict]]) -> Family
 def record_path(config: TrainConfig, folder: Path) -> Path:
     """Where the record of this run lies: named by what of the configuration is no default.
 
-    The device is not part of the name, nor the folder that a text lies in.
+    The device is not part of the name, nor the folder that a text lies in, nor what else the model is
+    evaluated on.
     """
     defaults = asdict(TrainConfig())
     settings = {key: value for key, value in asdict(config).items() if value != defaults[key]}
     settings["data"] = corpus_name(config.data)
     settings["l3_after_layers"] = config.model_config().l3_after_layers  # by default, it is worked out
-    settings.pop("device", None)
+    for name in ("device", "words"):
+        settings.pop(name, None)
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
     return folder / f"{config.kind}-lr{config.lr_scale:g}-seed{config.seed}-{digest}.json"
 
 
 def run_experiment(
-    name: str, preset: str, data: str, seeds: int, jobs: int, folder: Path
+    name: str, preset: str, data: str, seeds: int, jobs: int, folder: Path, words: str = ""
 ) -> dict[str, Family]:
     """Make every record that is missing, `jobs` runs at a time, and return all of them.
 
-    Raises ValueError for data that cannot be used, and for records made with another text.
+    `words` is a text to take every run's perplexity by the word on. Raises ValueError for data that
+    cannot be used, and for records made with another text or without the perplexity.
     """
     experiment = EXPERIMENTS[name]
     configs = experiment.configs(preset, data)
@@ -167,7 +170,7 @@ def run_experiment(
             with lock:
                 if path not in runs:
                     text = sha256[config.vocab_size, config.data_bytes]
-                    runs[path] = pool.submit(recorded, config, path, text)
+                    runs[path] = pool.submit(recorded, replace(config, words=words), path, text)
                     runs[path].add_done_callback(lambda _: bar.update())
                     bar.total = max(bar.total, len(runs))
             return runs[path]
@@ -190,6 +193,8 @@ def recorded(config: TrainConfig, path: Path, sha256: str) -> dict:
         record = read_record(path)
         if record["corpus"]["sha256"] != sha256:
             raise ValueError(f"{path} records a run on another text: move it away, or use --folder")
+        if config.words and "words" not in record:
+            raise ValueError(f"{path} has no perplexity by the word: move it away, or use --folder")
         return record
     torch.set_num_threads(1)  # sums come out the same, however many runs go on beside this one
     record = train(config, show_progress=False).record
@@ -234,6 +239,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("name", choices=EXPERIMENTS)
     parser.add_argument("--preset", choices=PRESETS, default="laptop", help="(default: laptop)")
     parser.add_argument("--data", default="stdlib", help="as of l3paper.train (default: stdlib)")
+    parser.add_argument(
+        "--words", default="", metavar="FILE", help="as of l3paper.train (default: none)"
+    )
     parser.add_argument("--seeds", type=int, default=SEEDS, metavar="N", help=f"(default: {SEEDS})")
     cores = 1 if torch.cuda.is_available() else os.cpu_count() or 1
     parser.add_argument(
@@ -246,7 +254,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if getattr(given, flag) < 1:
                 raise ValueError(f"{flag} is {getattr(given, flag)}; it must be at least 1")
         families = run_experiment(
-            given.name, given.preset, given.data, given.seeds, given.jobs, given.folder
+            given.name,
+            given.preset,
+            given.data,
+            given.seeds,
+            given.jobs,
+            given.folder,
+            given.words,
         )
     except (ValueError, ImportError, OSError, BrokenExecutor) as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)

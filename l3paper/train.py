@@ -21,8 +21,8 @@ from l3paper.data import (
     load_corpus,
     require_length,
     training_batch,
-    validation_batches,
 )
+from l3paper.evaluation import evaluate, precision, read_words, word_perplexity
 from l3paper.files import cache_folder, require_writable
 from l3paper.generate import generate
 from l3paper.gpt import GPT
@@ -46,11 +46,13 @@ class TrainedRun:
 def train(config: TrainConfig, show_progress: bool = True) -> TrainedRun:
     """Run one training from the text to the record. Losses are in nats a token.
 
-    Raises ValueError for data that cannot be used and a device that is not there.
+    Raises ValueError for data that cannot be used and a device that is not there, OSError for a text
+    of words that cannot be read.
     """
     device = pick_device(config.device)
     corpus = load_corpus(config.data, config.vocab_size, config.data_bytes)
     require_length(corpus.train, config.sequence_len)
+    words = read_words(Path(config.words)) if config.words else None
     torch.manual_seed(config.seed)
     model, costs = build_model(config, corpus)
     model.to(device)
@@ -72,7 +74,7 @@ def train(config: TrainConfig, show_progress: bool = True) -> TrainedRun:
                 evaluations.append(_evaluation(model, corpus, config, step + 1, everything=last))
             _show(bar, config, losses, seconds, evaluations)
     record = {
-        "config": asdict(config) | {"data": corpus.name},
+        "config": asdict(config) | {"data": corpus.name, "words": Path(config.words).name},
         "corpus": {
             "name": corpus.name,
             "sha256": corpus.sha256,
@@ -88,6 +90,9 @@ def train(config: TrainConfig, show_progress: bool = True) -> TrainedRun:
         "seconds": sum(seconds),
         "sample": sample_text(model, corpus, new_tokens=64),
     }
+    if words is not None:
+        record["words"] = word_perplexity(model, corpus, words, config.batch_size)
+        record["words"]["name"] = Path(config.words).name
     return TrainedRun(model, corpus, record)
 
 
@@ -130,7 +135,7 @@ def train_step(
     inputs, targets = training_batch(
         corpus.train, config.batch_size, config.sequence_len, config.seed, step
     )
-    with _precision(model):
+    with precision(model):
         loss = model(inputs.to(model.device), targets.to(model.device))
         total = loss + model.auxiliary_loss()
     total.backward()
@@ -139,45 +144,17 @@ def train_step(
     return loss.item()
 
 
-@torch.no_grad()
-def evaluate(
-    model: GPT, corpus: TokenizedCorpus, batch_size: int, max_tokens: int | None = None
-) -> tuple[float, float]:
-    """(nats a token, bits a byte) on the held-out documents, or on an even sample of max_tokens."""
-    length = model.config.sequence_len
-    batches = list(validation_batches(corpus.validation, batch_size, length))
-    if max_tokens is not None:
-        wanted = max(1, max_tokens // (batch_size * length))
-        taken = min(wanted, len(batches))
-        batches = [batches[i * len(batches) // taken] for i in range(taken)]
-    size = torch.from_numpy(corpus.token_bytes)
-    nats = tokens = text_bytes = 0.0
-    for inputs, targets in batches:
-        with _precision(model):
-            loss = model(inputs.to(model.device), targets.to(model.device)).item()
-        real = targets[targets >= 0]
-        nats += loss * len(real)
-        tokens += len(real)
-        text_bytes += size[real].sum().item()
-    return nats / tokens, nats / math.log(2) / max(1.0, text_bytes)
-
-
 def sample_text(model: GPT, corpus: TokenizedCorpus, new_tokens: int) -> str:
     """The first eight held-out tokens and what the model makes of them, as text."""
     prompt = torch.from_numpy(corpus.validation[None, :8].astype("int64")).to(model.device)
-    with _precision(model):
+    with precision(model):
         ids = generate(model, prompt, new_tokens, temperature=0.8)
     return corpus.tokenizer.decode(ids[0].tolist())
 
 
-def _precision(model: GPT) -> torch.autocast:
-    kind = model.device.type
-    return torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda")
-
-
 def _evaluation(model, corpus, config, step, everything=False) -> dict[str, float]:
     limit = None if everything else config.eval_tokens
-    loss, bits = evaluate(model, corpus, config.batch_size, limit)
+    loss, bits = evaluate(model, corpus.validation, corpus.token_bytes, config.batch_size, limit)
     tokens = step * config.batch_size * config.sequence_len
     return {
         "step": step,

@@ -168,6 +168,17 @@ def test_runs_are_recorded_read_and_not_repeated(tiny, tmp_path, monkeypatch):
     assert "| l3 | " in summary(made)
 
 
+def test_perplexity_by_the_word_is_recorded_and_not_passed_over(tiny, tmp_path):
+    words = tmp_path / "words.txt"
+    words.write_text("one line\n")
+    made = run_experiment("tiny", "smoke", tiny, 1, 1, tmp_path / "with", str(words))
+    assert all(family.runs[0]["words"]["words"] == 3 for family in made.values())
+    assert made == results("tiny", "smoke", tiny, 1, tmp_path / "with")
+    run_experiment("tiny", "smoke", tiny, 1, 1, tmp_path / "without")
+    with pytest.raises(ValueError, match="has no perplexity by the word"):
+        run_experiment("tiny", "smoke", tiny, 1, 1, tmp_path / "without", str(words))
+
+
 def test_missing_run_is_named(tiny, tmp_path):
     with pytest.raises(ValueError, match=r"tiny lacks the run dense-lr0\.5-seed0-\w+\.json"):
         results("tiny", "smoke", tiny, 1, tmp_path)

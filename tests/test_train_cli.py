@@ -19,7 +19,8 @@ from l3paper import train as train_module
 from l3paper.config import PRESETS, TrainConfig, add_flags, from_flags, preset_name
 from l3paper.corpus import read_documents, split_documents
 from l3paper.data import validation_batches
-from l3paper.train import evaluate, learning_rate_factor, main, train
+from l3paper.evaluation import evaluate, word_perplexity
+from l3paper.train import learning_rate_factor, main, train
 
 SIZES = dict(
     vocab_size=300,
@@ -202,9 +203,49 @@ def test_evaluation_equals_cross_entropy_of_the_logits(run_of, text_file, kind):
     last = run_of(kind).record["evaluations"][-1]
     assert last["loss"] == pytest.approx(nats / (len(stream) - 1), rel=1e-5)
     assert last["bits_per_byte"] == pytest.approx(nats / math.log(2) / text_bytes, rel=1e-5)
-    assert evaluate(model, corpus, batch_size=3) == pytest.approx(
+    assert evaluate(model, corpus.validation, corpus.token_bytes, batch_size=3) == pytest.approx(
         (last["loss"], last["bits_per_byte"]), rel=1e-5
     )
+
+
+TEXT = " = Title = \n\n the <unk> model is , by word , compared .\n"
+
+
+@EVERY
+def test_word_perplexity_spreads_all_nats_over_words_and_line_ends(run_of, kind):
+    model, corpus = run_of(kind).model, run_of(kind).corpus
+    found = word_perplexity(model, corpus, TEXT, batch_size=2)
+    ids = torch.tensor([0, *corpus.tokenizer.encode(TEXT).ids])
+    nats = 0.0
+    with torch.no_grad():
+        for start in range(0, len(ids) - 1, 16):
+            window = ids[start : start + 17]
+            nats += F.cross_entropy(model(window[None, :-1])[0], window[1:], reduction="sum").item()
+    assert found["words"] == (3 + 1) + 1 + (10 + 1)
+    assert found["tokens"] == len(ids) - 1
+    assert found["perplexity"] == pytest.approx(math.exp(nats / found["words"]), rel=1e-4)
+    assert found["bits_per_byte"] == pytest.approx(nats / math.log(2) / len(TEXT), rel=1e-5)
+
+
+def test_words_are_part_of_the_record(tiny, tmp_path):
+    file = tmp_path / "words.txt"
+    file.write_text(TEXT)
+    record = train(replace(tiny("dense"), words=str(file)), show_progress=False).record
+    assert record["config"]["words"] == record["words"]["name"] == "words.txt"
+    assert 1 < record["words"]["perplexity"] < math.inf
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "No such file"), (b" \n\n", "holds no words"), (b"\xff", "is not UTF-8")],
+)
+def test_bad_words_are_refused_before_training(refused, tmp_path, monkeypatch, content, message):
+    monkeypatch.setattr(train_module, "train_step", lambda *arguments: pytest.fail("worked in vain"))
+    file = tmp_path / "words.txt"
+    if content is not None:
+        file.write_bytes(content)
+    code, text = refused("--words", str(file))
+    assert (code, message in text) == (2, True)
 
 
 @pytest.fixture
@@ -216,7 +257,7 @@ def evaluated(run_of, monkeypatch):
     def call(max_tokens):
         taken = []
         monkeypatch.setattr(GPT, "forward", lambda _, idx, targets: taken.append(idx) or torch.ones(()))
-        evaluate(model, corpus, 2, max_tokens)
+        evaluate(model, corpus.validation, corpus.token_bytes, 2, max_tokens)
         return [next(i for i, idx in enumerate(every) if idx.equal(one)) for one in taken], len(every)
 
     return call
@@ -322,6 +363,7 @@ def test_every_setting_has_its_flag():
         table_lr=0.4,
         eval_every=10,
         eval_tokens=11,
+        words="b.txt",
         seed=12,
         device="cpu",
     )
