@@ -51,7 +51,7 @@ class Experiment:
     shared_search: bool = False
     """Whether variations of one model take the learning rate found for that model, unchanged.
 
-    For ablations that leave the sizes of what is multiplied as they are, or nearly.
+    For ablations, which change little else, and for maps around one point.
     """
 
     def configs(self, preset: str, data: str) -> dict[str, TrainConfig]:
@@ -83,18 +83,12 @@ RIVALS = {
 }
 
 
-def regime_points(base: TrainConfig) -> dict[str, dict]:
-    """Where the regime map compares an L3 model with its dense rivals: one change at a time.
-
-    More rows cost next to no operations, so those points keep the rivals of the first.
-    """
-    steps, width, vocab_size = base.num_iterations, base.n_embd, base.vocab_size
+def against_rivals(points: dict[str, dict]) -> dict[str, dict]:
+    """L3 and the dense models of equal operations at every point of a map."""
     return {
-        "base": {},
-        **{f"{f:g} x tokens": {"num_iterations": int(f * steps)} for f in (0.25, 0.5, 2)},
-        **{f"{n} rows a token": _rows(base, n) for n in (1, 16)},
-        **{f"{f:g} x width": {"n_embd": int(f * width)} for f in (0.5, 1.5)},
-        "2 x vocabulary": {"vocab_size": 2 * vocab_size, "l3_n_emb": 2 * base.l3_n_emb},
+        f"{point}: {model}": changes | stand_in
+        for point, changes in points.items()
+        for model, stand_in in RIVALS.items()
     }
 
 
@@ -204,16 +198,39 @@ EXPERIMENTS = {
                 )
             },
         },
+        shared_search=True,
     ),
-    "regime": Experiment(
-        "When does it pay: at how many tokens, rows, at what width and vocabulary?",
+    "tokens": Experiment(
+        "When does it pay: after how many tokens?",
         "not in the paper",
-        lambda base: {
-            f"{point}: {model}": ({} if stand_in and set(changes) == {"l3_n_emb"} else changes)
-            | stand_in
-            for point, changes in regime_points(base).items()
-            for model, stand_in in RIVALS.items()
-        },
+        lambda base: against_rivals(
+            {
+                f"{f:g} x tokens": {"num_iterations": int(f * base.num_iterations)}
+                for f in (1, 0.25, 0.5, 2)
+            }
+        ),
+        shared_search=True,
+    ),
+    "width": Experiment(
+        "When does it pay: in how wide a model?",
+        "not in the paper",
+        lambda base: against_rivals(
+            {f"{f:g} x width": {"n_embd": int(f * base.n_embd)} for f in (1, 0.5, 1.5)}
+        ),
+        shared_search=True,
+    ),
+    "vocabulary": Experiment(
+        "When does it pay: with how many tokens in the vocabulary?",
+        "not in the paper",
+        lambda base: against_rivals(
+            {
+                f"{f:g} x vocabulary": {
+                    "vocab_size": f * base.vocab_size,
+                    "l3_n_emb": f * base.l3_n_emb,
+                }
+                for f in (1, 2)
+            }
+        ),
         shared_search=True,
     ),
 }
