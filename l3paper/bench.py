@@ -6,7 +6,7 @@ Absolute times depend on the machine; the ratios in the last column are what car
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -20,8 +20,10 @@ from l3paper.allocation import (
     compute_lzw_allocation,
     scan_codewords,
 )
+from l3paper.catalogue import EXPERIMENTS
 from l3paper.config import PRESETS
 from l3paper.data import load_corpus, training_batch
+from l3paper.evaluation import precision
 from l3paper.files import require_writable
 from l3paper.lookup import blocked, grouped, padded
 from l3paper.records import environment, write_record
@@ -191,20 +193,23 @@ def bench_allocation(repeats: int) -> list[dict]:
     ]
 
 
-def bench_train_step(preset: str, repeats: int, device: torch.device) -> list[dict]:
-    """A training step of a preset's model with and without L3, and the optimizer's share of it."""
-    config = PRESETS[preset]
-    corpus = load_corpus(vocab_size=config.vocab_size)
-    batch = training_batch(corpus.train, config.batch_size, config.sequence_len, seed=0, step=0)
-    inputs, targets = (part.to(device) for part in batch)
-    jobs = {}
-    for name, changes in {"dense": {"l3_after_layers": ""}, "dense + L3": {}}.items():
-        model = build_model(replace(config, **changes), corpus)[0].to(device)
+def bench_train_step(experiment: str, preset: str, repeats: int, device: torch.device) -> list[dict]:
+    """A training step of every model of an experiment, and the optimizer's share of it.
+
+    The experiment's first model is dense.
+    """
+    configs = EXPERIMENTS[experiment].configs(preset, "stdlib")
+    jobs, corpora = {}, {}
+    for name, config in configs.items():
+        key = config.vocab_size, config.data_bytes
+        corpora[key] = corpus = corpora.get(key) or load_corpus(config.data, *key)
+        batch = training_batch(corpus.train, config.batch_size, config.sequence_len, seed=0, step=0)
+        model = build_model(config, corpus)[0].to(device)
         optimizer = model.setup_optimizer()
 
-        def gradients(model=model):
-            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                loss = model(inputs, targets)
+        def gradients(model=model, batch=batch):
+            with precision(model):
+                loss = model(*(part.to(device) for part in batch)) + model.auxiliary_loss()
             loss.backward()
 
         def update(optimizer=optimizer):
@@ -213,17 +218,15 @@ def bench_train_step(preset: str, repeats: int, device: torch.device) -> list[di
 
         jobs |= {f"{name}: gradients": gradients, f"{name}: optimizer": update}
     medians = interleaved_medians(jobs, repeats)
-    steps = {
-        name: medians[f"{name}: gradients"] + medians[f"{name}: optimizer"]
-        for name in ("dense", "dense + L3")
-    }
+    steps = {name: medians[f"{name}: gradients"] + medians[f"{name}: optimizer"] for name in configs}
+    dense = next(iter(steps.values()))
     return [
         {
             "model": name,
             "seconds": seconds,
-            "tokens_per_second": inputs.numel() / seconds,
+            "tokens_per_second": configs[name].batch_size * configs[name].sequence_len / seconds,
             "optimizer_share": medians[f"{name}: optimizer"] / seconds,
-            "speed_of_dense": steps["dense"] / seconds,
+            "speed_of_dense": dense / seconds,
         }
         for name, seconds in steps.items()
     ]
@@ -259,6 +262,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--preset", choices=PRESETS, default="laptop", help="of train-step (default: laptop)"
     )
+    parser.add_argument(
+        "--experiment",
+        choices=("dense_vs_l3", "main"),
+        default="dense_vs_l3",
+        help="whose models train-step times (default: dense_vs_l3)",
+    )
     parser.add_argument("--repeats", type=int, default=7, metavar="N", help="rounds (default: 7)")
     parser.add_argument("--device", default="auto", metavar="NAME", help="cpu, cuda or auto (default)")
     parser.add_argument(
@@ -285,8 +294,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     elif given.what == "optimizer":
         results = bench_optimizer(SETTINGS[given.setting], given.repeats, device)
     elif given.what == "train-step":
-        setting = {"preset": given.preset}
-        results = bench_train_step(given.preset, given.repeats, device)
+        setting = {"experiment": given.experiment, "preset": given.preset}
+        results = bench_train_step(given.experiment, given.preset, given.repeats, device)
     else:
         setting, results = {}, bench_allocation(given.repeats)
     print(as_table(results))

@@ -7,6 +7,7 @@ import torch
 
 from l3paper import bench
 from l3paper.bench import SETTINGS, flex, main
+from l3paper.catalogue import EXPERIMENTS
 from l3paper.lookup import loop
 from strategies import make_inputs
 
@@ -64,12 +65,23 @@ def test_lookup_in_bfloat16(corpus):
 
 
 def test_train_step_compares_with_dense(corpus, capsys):
-    results = bench.bench_train_step("smoke", 1, CPU)
-    assert [row["model"] for row in results] == ["dense", "dense + L3"]
+    results = bench.bench_train_step("dense_vs_l3", "smoke", 1, CPU)
+    assert [row["model"] for row in results] == ["dense", "l3"]
     assert results[0]["speed_of_dense"] == 1
     assert all(0 < row["optimizer_share"] < 1 for row in results)
     assert main(["train-step", "--preset", "smoke", "--repeats", "1", "--device", "cpu"]) == 0
     assert "optimizer share" in capsys.readouterr().out
+
+
+def test_train_step_times_every_model_of_the_main_comparison(tmp_path):
+    record = tmp_path / "steps.json"
+    flags = ["--experiment", "main", "--preset", "smoke", "--repeats", "1", "--device", "cpu"]
+    assert main(["train-step", *flags, "--json", str(record)]) == 0
+    written = json.loads(record.read_text())
+    assert [row["model"] for row in written["results"]] == list(
+        EXPERIMENTS["main"].configs("smoke", "stdlib")
+    )
+    assert written["setting"] == {"experiment": "main", "preset": "smoke"}
 
 
 def test_allocation_counts_tokens(corpus):
