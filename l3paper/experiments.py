@@ -27,7 +27,7 @@ from tqdm import tqdm
 from l3paper.catalogue import EXPERIMENTS
 from l3paper.config import PRESETS, TrainConfig
 from l3paper.data import corpus_name, load_corpus
-from l3paper.records import RECORDS, read_record, write_record
+from l3paper.records import RECORDS, markdown, read_record, write_record
 from l3paper.train import train
 
 RUNS = RECORDS / "runs"
@@ -208,24 +208,26 @@ def _end_with_parent() -> None:
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
+def loss_curve(record: dict) -> dict[int, float]:
+    """Nats a token by tokens trained, after the start, on the same sample of the held-out text."""
+    evaluations = [e for e in record["evaluations"] if e["step"] and not e["everything"]]
+    return {e["tokens"]: e["loss"] for e in evaluations}
+
+
 def summary(families: dict[str, Family]) -> str:
     """One line a family: loss over the seeds, and the difference to the first family by seed."""
     first = [final_loss(run) for run in next(iter(families.values())).runs]
-    lines = [
-        "| | nats/token | from | to | less the first | rates x | parameters | active | FLOPs/token |",
-        "|---" * 9 + "|",
-    ]
+    head = "", "nats/token", "from", "to", "less the first", "rates x"
+    rows = [(*head, "parameters", "active", "FLOPs/token")]
     for name, family in families.items():
         losses = [final_loss(run) for run in family.runs]
         gap = statistics.fmean(loss - base for loss, base in zip(losses, first, strict=True))
         run = family.runs[0]
-        model = run["model"]
-        lines.append(
-            f"| {name} | {statistics.fmean(losses):.4f} | {min(losses):.4f} | {max(losses):.4f} | "
-            f"{gap:+.4f} | {run['config']['lr_scale']:g} | {model['total_parameters']:,} | "
-            f"{model['active_parameters']:,.0f} | {model['flops_training_per_token']:,.0f} |"
-        )
-    return "\n".join(lines)
+        cells = [f"{x:.4f}" for x in (statistics.fmean(losses), min(losses), max(losses))]
+        cells += [f"{gap:+.4f}", f"{run['config']['lr_scale']:g}"]
+        counts = ("total_parameters", "active_parameters", "flops_training_per_token")
+        rows.append((name, *cells, *(f"{run['model'][key]:,.0f}" for key in counts)))
+    return markdown(rows)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""One style for every figure, and the one place that saves them.
+"""One style for every figure and table, and the one place that saves figures.
 
 `save` writes files only where $L3_FIGURES names a folder, as `make figures` does: running a notebook,
 or its test, leaves the committed figures alone.
@@ -12,13 +12,15 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 from IPython import get_ipython
 from IPython.display import Image as NotebookImage
-from IPython.display import display
+from IPython.display import Markdown, display
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
+from l3paper.claims import Gain
 from l3paper.files import atomic_write
+from l3paper.records import markdown
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito (2008): tellable apart with any common form of colour blindness."""
@@ -90,3 +92,19 @@ def band(
     low = [min(values) for values in zip(*runs, strict=True)]
     high = [max(values) for values in zip(*runs, strict=True)]
     ax.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
+
+
+def intervals(ax: Axes, gains: dict[str, Gain], colour: str) -> None:
+    """A line a gain, the first on top: its 95 % interval, a mark a seed, and a bar at the mean."""
+    for place, gain in enumerate(gains.values()):
+        ax.plot([gain.low, gain.high], [place, place], color=colour, alpha=0.35, linewidth=5)
+        ax.plot(gain.by_seed, [place] * len(gain.by_seed), "o", color=colour, markersize=5)
+        ax.plot([gain.mean, gain.mean], [place - 0.3, place + 0.3], color="black")
+    ax.axvline(0, color="black", linewidth=1)
+    ax.set_yticks(range(len(gains)), gains)
+    ax.invert_yaxis()
+
+
+def table(*rows: Sequence[object]) -> Markdown:
+    """A table to show in a notebook; the first row is its head."""
+    return Markdown(markdown(rows))

@@ -1,8 +1,9 @@
-"""Records of runs: one JSON file a run, with all one needs to judge it and to repeat it."""
+"""Records of runs: one JSON file a run, with all one needs to judge it and to repeat it; tables."""
 
 import json
 import platform
 import subprocess
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -34,6 +35,13 @@ def write_record(path: Path, record: dict) -> None:
 def read_record(path: Path) -> dict:
     """What `write_record` wrote."""
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def markdown(rows: Iterable[Sequence[object]]) -> str:
+    """A table in Markdown; the first row is its head."""
+    head, *body = rows
+    lines = [head, ["---"] * len(head), *body]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
 def _processor() -> str:

@@ -27,6 +27,7 @@ from l3paper.experiments import (
     summary,
 )
 from l3paper.records import write_record
+from l3paper.train import train
 
 SCALES = [0.5, 1.0, 2.0]
 NAMES = pytest.mark.parametrize("name", EXPERIMENTS)
@@ -120,6 +121,16 @@ def test_families_are_valid_and_different(name, preset):
     assert len({record_path(config, RUNS) for config in configs.values()}) == len(configs) >= 2
     assert {config.seed for config in configs.values()} == {0}
     assert experiment.question.endswith("?")
+
+
+@pytest.mark.filterwarnings("ignore:the corpus has")
+@NAMES
+def test_every_family_trains(name, text_file):
+    for config in EXPERIMENTS[name].configs("smoke", str(text_file)).values():
+        quick = replace(config, vocab_size=300, num_iterations=1, eval_tokens=1, sequence_len=8)
+        wide_enough = replace(quick, l3_n_emb=max(300, config.l3_n_emb * 300 // config.vocab_size))
+        record = train(wide_enough, show_progress=False).record
+        assert math.isfinite(final_loss(record))
 
 
 def test_path_names_what_matters(tmp_path):

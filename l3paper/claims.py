@@ -1,0 +1,169 @@
+"""What the paper claims, beside what the recorded runs say: `python -m l3paper.claims`.
+
+A gain is a difference of losses between models trained from the same seed on the same batches. Its
+interval is Student's, over the seeds, so that few seeds make it wide; a verdict is read off the
+interval alone.
+"""
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from l3paper.experiments import Family, results
+from l3paper.records import RECORDS, markdown, read_record
+
+EQUAL = 0.02
+"""Nats a token that still count as equal: a third of the least gain that the paper reports."""
+
+_T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365}
+"""Student's t, two-sided, by the number of pairs (one more than the degrees of freedom)."""
+
+AGREES, DISAGREES, UNDECIDED = "agrees", "disagrees", "not decidable at this scale"
+
+
+class Gain(NamedTuple):
+    """Nats a token by which one model is better than another, and its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+    by_seed: tuple[float, ...]
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.4f} ({self.low:+.4f} to {self.high:+.4f})"
+
+    def when_better(self) -> str:
+        """The verdict on the claim that there is a gain."""
+        return AGREES if self.low > 0 else DISAGREES if self.high < 0 else UNDECIDED
+
+    def when_equal(self) -> str:
+        """The verdict on the claim that there is none to speak of, either way."""
+        if max(-self.low, self.high) < EQUAL:
+            return AGREES
+        return DISAGREES if max(self.low, -self.high) > EQUAL else UNDECIDED
+
+
+def paired_gain(of: Sequence[float], over: Sequence[float]) -> Gain:
+    """The gain from losses by seed; ValueError for fewer than two pairs, or more than are tabled."""
+    gaps = tuple(theirs - ours for ours, theirs in zip(of, over, strict=True))
+    if len(gaps) not in _T_95:
+        raise ValueError(f"there are {len(gaps)} pairs; an interval needs {min(_T_95)} to {max(_T_95)}")
+    mean = statistics.fmean(gaps)
+    half = _T_95[len(gaps)] * statistics.stdev(gaps) / len(gaps) ** 0.5
+    return Gain(mean, mean - half, mean + half, gaps)
+
+
+def final_gain(of: Family, over: Family) -> Gain:
+    """On all held-out text, at the end of training."""
+    return paired_gain(*(_losses(family, -1) for family in (of, over)))
+
+
+def early_gain(of: Family, over: Family) -> Gain:
+    """On the sample of the held-out text that the first evaluation after the start takes."""
+    return paired_gain(*(_losses(family, 1) for family in (of, over)))
+
+
+def _losses(family: Family, evaluation: int) -> list[float]:
+    return [run["evaluations"][evaluation]["loss"] for run in family.runs]
+
+
+@dataclass(frozen=True)
+class Claim:
+    text: str
+    reported: str
+    """The paper's own number or words for it."""
+    measure: Callable[[], tuple[str, str]]
+    """What the records say, and the verdict; ValueError where runs are missing."""
+
+
+def _compare(
+    experiment: str, of: str, over: str, verdict=Gain.when_better, gain=final_gain
+) -> Callable[[], tuple[str, str]]:
+    def measure() -> tuple[str, str]:
+        families = results(experiment)
+        found = gain(families[of], families[over])
+        return f"{found} nats, {of} over {over}", verdict(found)
+
+    return measure
+
+
+def _training_speed() -> tuple[str, str]:
+    record = read_record(RECORDS / "train_step_main.json")
+    speed = {row["model"]: row["speed_of_dense"] for row in record["results"]}["L3"]
+    return f"{speed:.0%} on a CPU", AGREES if speed >= 0.87 else DISAGREES
+
+
+DENSE_GAIN = "+0.06 to +0.12 nats, WikiText-2"
+
+CLAIMS = (
+    Claim(
+        "L3 is better than a dense model of equal operations (wider)",
+        DENSE_GAIN,
+        _compare("main", "L3", "dense, wider"),
+    ),
+    Claim(
+        "L3 is better than a dense model of equal operations (deeper)",
+        DENSE_GAIN,
+        _compare("main", "L3", "dense, deeper"),
+    ),
+    Claim(
+        "L3 is better than an MoE of equal operations and parameters",
+        "better",
+        _compare("main", "L3", "MoE"),
+    ),
+    Claim(
+        "The lead over dense shows from the start of training",
+        "shown",
+        _compare("main", "L3", "dense", gain=early_gain),
+    ),
+    Claim(
+        "LZW gives rows out better than uniformly",
+        "uniform loses nearly all of the gain",
+        _compare("allocation", "LZW", "uniform"),
+    ),
+    Claim(
+        "A cap on the rows of a token costs next to nothing",
+        "512 almost equal to no cap",
+        _compare("k_max", "k = 64", "no cap", Gain.when_equal),
+    ),
+    Claim(
+        "Keys and values may share a table",
+        "about equal",
+        _compare("tying", "tied", "untied", Gain.when_equal),
+    ),
+    Claim(
+        "One table is as good as two of half the rows",
+        "about equal",
+        _compare("count", "1 x v", "2 x v / 2", Gain.when_equal),
+    ),
+    Claim(
+        "... as four of a quarter",
+        "about equal",
+        _compare("count", "1 x v", "4 x v / 4", Gain.when_equal),
+    ),
+    Claim(
+        "The middle is the best place: better than behind the first block",
+        "middle best",
+        _compare("placement", "after 2", "after 0"),
+    ),
+    Claim(
+        "... than behind the last",
+        "middle best",
+        _compare("placement", "after 2", "after 3"),
+    ),
+    Claim(
+        "L3 trains at 87 % of the dense model's tokens/s, or more", "87 %, eight A100", _training_speed
+    ),
+)
+"""In the order of the paper's results and ablations."""
+
+
+def table() -> list[tuple[str, ...]]:
+    """A head, and a row for every claim: the paper's number, ours with its interval, the verdict."""
+    head = "the paper's claim", "as reported", "recorded here, 95 % interval", "verdict"
+    return [head, *((claim.text, claim.reported, *claim.measure()) for claim in CLAIMS)]
+
+
+if __name__ == "__main__":
+    print(markdown(table()))
