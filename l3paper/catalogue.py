@@ -111,6 +111,15 @@ EXPERIMENTS = {
             "L3, two layers": {"l3_after_layers": _after(base, 2)},
         },
     ),
+    "table_lr": Experiment(
+        "How fast should the tables learn, beside everything else?",
+        "not in the paper",
+        lambda base: {
+            f"{rate:g}": {"table_lr": rate}
+            for rate in (base.table_lr, *(base.table_lr * f for f in (1 / 9, 1 / 3, 3, 9)))
+        },
+        shared_search=True,
+    ),
     "allocation": Experiment(
         "Is it the LZW scan that makes the rows worth having?",
         "ablations",

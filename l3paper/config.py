@@ -43,7 +43,7 @@ class TrainConfig:
         "", f"train, in place of this L3 model, its equal in operations: {', '.join(STAND_INS)}"
     )
     lr_scale: float = _option(1.0, "factor on all learning rates")
-    table_lr: float = _option(0.02, "learning rate of the L3 tables, at width 768")
+    table_lr: float = _option(0.003, "learning rate of the L3 tables, at width 768")
     eval_every: int = _option(100, "steps between evaluations on the held-out documents")
     eval_tokens: int = _option(32768, "held-out tokens each of those takes; the last takes all")
     words: str = _option("", "a .txt file, such as WikiText-2's, to take the perplexity by the word on")

@@ -97,7 +97,7 @@ def results(
         path = record_path(config, folder)
         if not path.exists():
             raise ValueError(f"{name} lacks the run {path.name}: its experiment has not finished")
-        return read_record(path)
+        return _read(path, config)
 
     return {
         family: follow(plan, lambda wanted: [read(config) for config in wanted])
@@ -137,6 +137,21 @@ def record_path(config: TrainConfig, folder: Path) -> Path:
         settings.pop(name, None)
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
     return folder / f"{config.kind}-lr{config.lr_scale:g}-seed{config.seed}-{digest}.json"
+
+
+def _read(path: Path, config: TrainConfig) -> dict:
+    """The record; ValueError where it is of another configuration, as when a default has changed."""
+    record = read_record(path)
+    passing = {"device", "data", "words"} | (set() if config.kind == "l3" else {"table_lr"})
+    made_with = asdict(TrainConfig()) | record["config"]
+    differing = [
+        f"{name} = {made_with[name]!r}, not {value!r}"
+        for name, value in asdict(config).items()
+        if name not in passing and made_with[name] != value
+    ]
+    if differing:
+        raise ValueError(f"{path} records a run with {', '.join(differing)}: move it away")
+    return record
 
 
 def run_experiment(
@@ -190,7 +205,7 @@ def run_experiment(
 def recorded(config: TrainConfig, path: Path, sha256: str) -> dict:
     """The record of this run: read where it is there already, made where it is not."""
     if path.exists():
-        record = read_record(path)
+        record = _read(path, config)
         if record["corpus"]["sha256"] != sha256:
             raise ValueError(f"{path} records a run on another text: move it away, or use --folder")
         if config.words and "words" not in record:

@@ -316,7 +316,7 @@ class GPT(nn.Module):
         matrix_lr: float = 0.02,
         embedding_lr: float = 0.2,
         head_lr: float = 0.004,
-        table_lr: float = 0.02,
+        table_lr: float = 0.003,
         router_lr: float = 0.001,
         weight_decay: float = 0.0,
     ) -> MuonAdamW:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -196,9 +196,17 @@ def test_missing_run_is_named(tiny, tmp_path):
 def test_record_of_another_text_is_refused(tiny, tmp_path):
     config = EXPERIMENTS["tiny"].configs("smoke", tiny)["dense"]
     path = record_path(config, tmp_path)
-    write_record(path, {"corpus": {"sha256": "other"}})
+    write_record(path, {"config": asdict(config), "corpus": {"sha256": "other"}})
     with pytest.raises(ValueError, match="records a run on another text"):
         recorded(config, path, "this")
+
+
+def test_record_of_another_configuration_is_refused(tiny, tmp_path):
+    config = EXPERIMENTS["tiny"].configs("smoke", tiny)["l3"]
+    path = record_path(config, tmp_path)
+    write_record(path, {"config": asdict(replace(config, table_lr=0.9, device="cuda"))})
+    with pytest.raises(ValueError, match=r"records a run with table_lr = 0\.9, not 0\.\d+: move"):
+        recorded(config, path, "any")
 
 
 def curves(folder):
