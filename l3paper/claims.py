@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from l3paper.experiments import Family, results
+from l3paper.experiments import Family, MissingRun, results
 from l3paper.records import RECORDS, markdown, read_record
 
 EQUAL = 0.02
@@ -20,6 +20,7 @@ _T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365}
 """Student's t, two-sided, by the number of pairs (one more than the degrees of freedom)."""
 
 AGREES, DISAGREES, UNDECIDED = "agrees", "disagrees", "not decidable at this scale"
+OPEN = "not recorded yet"
 
 
 class Gain(NamedTuple):
@@ -74,7 +75,15 @@ class Claim:
     reported: str
     """The paper's own number or words for it."""
     measure: Callable[[], tuple[str, str]]
-    """What the records say, and the verdict; ValueError where runs are missing."""
+    """What the records say, and the verdict; MissingRun where there are none."""
+
+    def row(self) -> tuple[str, str, str, str]:
+        """Of the table of claims."""
+        try:
+            found, verdict = self.measure()
+        except MissingRun:
+            found, verdict = "", OPEN
+        return self.text, self.reported, found, verdict
 
 
 def _compare(
@@ -162,7 +171,7 @@ CLAIMS = (
 def table() -> list[tuple[str, ...]]:
     """A head, and a row for every claim: the paper's number, ours with its interval, the verdict."""
     head = "the paper's claim", "as reported", "recorded here, 95 % interval", "verdict"
-    return [head, *((claim.text, claim.reported, *claim.measure()) for claim in CLAIMS)]
+    return [head, *(claim.row() for claim in CLAIMS)]
 
 
 if __name__ == "__main__":

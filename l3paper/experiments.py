@@ -40,6 +40,10 @@ LR_SCALES = (0.5, 1.0, 2.0)
 LR_LIMITS = (1 / 16, 16)
 
 
+class MissingRun(ValueError):
+    """An experiment whose records are asked for has not finished."""
+
+
 class Family(NamedTuple):
     """The records of one family of an experiment."""
 
@@ -91,12 +95,12 @@ def results(
     seeds: int = SEEDS,
     folder: Path = RUNS,
 ) -> dict[str, Family]:
-    """The recorded families of an experiment; ValueError where a run is missing."""
+    """The recorded families of an experiment; MissingRun, a ValueError, where a run is missing."""
 
     def read(config: TrainConfig) -> dict:
         path = record_path(config, folder)
         if not path.exists():
-            raise ValueError(f"{name} lacks the run {path.name}: its experiment has not finished")
+            raise MissingRun(f"{name} lacks the run {path.name}: its experiment has not finished")
         return _read(path, config)
 
     return {

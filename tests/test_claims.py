@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from pathlib import Path
 
 import pytest
 
@@ -10,13 +11,16 @@ from l3paper.claims import (
     CLAIMS,
     DISAGREES,
     EQUAL,
+    OPEN,
     UNDECIDED,
+    Claim,
     early_gain,
     final_gain,
     paired_gain,
     table,
 )
-from l3paper.experiments import Family
+from l3paper.experiments import Family, MissingRun
+from l3paper.records import markdown
 
 
 def test_interval_is_students_over_the_pairs():
@@ -73,5 +77,17 @@ def test_table_has_a_verdict_for_every_claim():
     head, *rows = table()
     assert len(rows) == len(CLAIMS)
     assert all(len(row) == len(head) for row in rows)
-    assert {row[-1] for row in rows} <= {AGREES, DISAGREES, UNDECIDED}
+    assert {row[-1] for row in rows} <= {AGREES, DISAGREES, UNDECIDED, OPEN}
     assert len({row[0] for row in rows}) == len(rows)
+
+
+def test_claim_without_records_is_open():
+    def measure():
+        raise MissingRun("nothing there")
+
+    assert Claim("text", "reported", measure).row() == ("text", "reported", "", OPEN)
+
+
+def test_readme_shows_the_table_as_the_records_have_it():
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    assert markdown(table()) in readme
