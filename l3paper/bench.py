@@ -23,12 +23,12 @@ from l3paper.allocation import (
 from l3paper.catalogue import EXPERIMENTS
 from l3paper.config import PRESETS
 from l3paper.data import load_corpus, training_batch
-from l3paper.evaluation import precision
+from l3paper.device import pick_device, precision
 from l3paper.files import require_writable
 from l3paper.lookup import blocked, grouped, padded
 from l3paper.records import environment, write_record
 from l3paper.timing import copy_speed, interleaved_medians, memory_size, peak_bytes, product_speed
-from l3paper.train import build_model, pick_device
+from l3paper.train import build_model
 
 
 @dataclass(frozen=True)
