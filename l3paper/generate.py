@@ -10,9 +10,11 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 from torch import Tensor
 
+from l3paper.accounting import predicted_bytes
 from l3paper.checkpoint import TABLES, load_model
 from l3paper.device import pick_device, precision
 from l3paper.gpt import GPT
+from l3paper.offload import RowStore
 from l3paper.tokenizer import END_OF_TEXT_ID
 
 
@@ -126,13 +128,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         model, tokenizer = load_model(given.checkpoint, pick_device(given.device), given.tables)
         prompts = [_encode(tokenizer, text) for text in given.prompt]
-        steps = stream(model, prompts, given.new_tokens, **how)
+        fed = [[token for prompt in prompts for token in prompt]]  # a list of ids a forward pass
+        steps = _noted(stream(model, prompts, given.new_tokens, **how), fed)
         with precision(model):
             if len(prompts) == 1:
                 _print_as_it_comes(tokenizer, given.prompt[0], steps)
             else:
                 for prompt, *ids in zip(given.prompt, *steps, strict=True):
                     print(f"--- {prompt}{tokenizer.decode(ids)}")
+        if given.tables != "resident" and model.l3_layers:
+            print(_reading(model, fed[: given.new_tokens]), file=sys.stderr)
     except (ValueError, OSError) as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return 2
@@ -148,6 +153,29 @@ def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
     except UnicodeEncodeError:  # bytes of the command line that are no text come as lone surrogates
         raise ValueError(f"the prompt {text!r} is not UTF-8 text") from None
     return [END_OF_TEXT_ID, *tokenizer.encode(text, add_special_tokens=False).ids]
+
+
+def _noted(steps: Iterator[list[int]], fed: list[list[int]]) -> Iterator[list[int]]:
+    for step in steps:
+        fed.append(step)
+        yield step
+
+
+def _reading(model: GPT, fed: list[list[int]]) -> str:
+    """What the stores handed out, beside what the accounting says of these forward passes."""
+    stores = [layer.store for layer in model.l3_layers.values()]
+    rows = sum(store.rows_read for store in stores)
+    read = sum(store.rows_read * store.row_bytes for store in stores)
+    tokens = sum(map(len, fed))
+    predicted = predicted_bytes(model, [torch.tensor(step) for step in fed])
+    return (
+        f"L3 rows read: {rows / tokens:,.1f} a token, {read / tokens:,.0f} bytes a token "
+        f"(predicted: {predicted / tokens:,.0f}), of tables with {_table_bytes(stores):,} bytes"
+    )
+
+
+def _table_bytes(stores: list[RowStore]) -> int:
+    return sum(int(store.bounds[-1]) * store.row_bytes for store in stores)
 
 
 def _print_as_it_comes(tokenizer: Tokenizer, prompt: str, steps: Iterator[list[int]]) -> None:
