@@ -11,7 +11,7 @@ from l3paper.config import PRESETS, TrainConfig
 
 SMALL = {
     "smoke": TrainConfig(
-        data_bytes=400_000,
+        data_bytes=800_000,
         vocab_size=512,
         depth=2,
         n_embd=32,
