@@ -130,10 +130,7 @@ EXPERIMENTS = {
         "ablations",
         lambda base: {
             f"k = {base.l3_k_max}": {},
-            **{
-                f"k = {k}": {"l3_k_max": k}
-                for k in (base.l3_k_max // 8, base.l3_k_max // 4, 8 * base.l3_k_max)
-            },
+            **{f"k = {k}": {"l3_k_max": k} for k in (base.l3_k_max // 4, 8 * base.l3_k_max)},
             "no cap": {"l3_k_max": base.l3_n_emb},
         },
         shared_search=True,
@@ -177,7 +174,7 @@ EXPERIMENTS = {
         "section 3",
         lambda base: {
             "4 x width": {},
-            **{f"{n} x width": {"l3_d_up": n * base.n_embd} for n in (1, 2, 8)},
+            **{f"{n} x width": {"l3_d_up": n * base.n_embd} for n in (1, 8)},
         },
         shared_search=True,
     ),
