@@ -178,11 +178,14 @@ def _thin(losses: list[float], points: int = 100) -> list[dict[str, float]]:
     ]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; exit code 2, and one line on stderr, for input that cannot be used."""
+PROGRAM = "python -m l3paper.train"
+
+
+def command_line() -> argparse.ArgumentParser:
+    """The parser; ValueError where $L3_PRESET names no preset."""
     parser = argparse.ArgumentParser(
-        prog="python -m l3paper.train",
-        usage="%(prog)s [--preset NAME] [--record FILE] [options]",
+        prog=PROGRAM,
+        usage="%(prog)s [--preset NAME] [--record FILE] [--save DIR] [options]",
         description="Train a GPT with L3 layers (or, with --l3-after-layers '', without) and print "
         "its loss on held-out text. Without a flag: four blocks and one L3 layer on the source of "
         "Python's standard library, a few minutes on a laptop.",
@@ -196,9 +199,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--save", type=Path, metavar="DIR", help="write the trained model here, for l3paper.generate"
     )
+    add_flags(parser)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; exit code 2, and one line on stderr, for input that cannot be used."""
     try:
-        add_flags(parser)
-        given = parser.parse_args(arguments)
+        given = command_line().parse_args(arguments)
         config = from_flags(given)
         name = f"{config.kind}-depth{config.depth}-seed{config.seed}.json"
         path = given.record or cache_folder() / "runs" / name
@@ -210,7 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.save:
             save_model(given.save, run.model, run.corpus.tokenizer)
     except (ValueError, ImportError, OSError) as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
         return 2
     print(report(run.record))
     print(f"record: {path}")
