@@ -11,12 +11,14 @@ same in other ways: `match_wider`, `match_deeper` and `match_moe` find their siz
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from l3paper.gpt import GPTConfig
+from l3paper.gpt import GPT, GPTConfig
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,20 @@ def account(config: GPTConfig, mean_rows: float = 0.0, sequence_len: int | None 
 def weighted_mean_rows(alloc: Sequence[int], token_counts: np.ndarray) -> float:
     """Mean of d_t over the positions of a text: sum of count_t * d_t over sum of count_t."""
     return float(np.average(alloc, weights=token_counts))
+
+
+def predicted_bytes(model: GPT, steps: Iterable[Tensor]) -> float:
+    """Table bytes that travel when the rows of a model come from elsewhere, all L3 layers together.
+
+    `steps` are the ids (...) of each forward pass: within one, the rows of an id travel once.
+    """
+    if not model.l3_layers:
+        return 0.0
+    distinct = torch.cat([step.unique() for step in steps])
+    layer = next(iter(model.l3_layers.values()))
+    counts = distinct.bincount(minlength=model.config.vocab_size).cpu().numpy()
+    costs = account(model.config, weighted_mean_rows(layer.bounds.diff().tolist(), counts))
+    return costs.touched_bytes(model.lm_head.weight.element_size()) * len(distinct)
 
 
 def _l3_projections(variant: str, c: int, d_emb: int, d_up: int) -> int:

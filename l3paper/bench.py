@@ -1,4 +1,4 @@
-"""Timings one can trust: `python -m l3paper.bench lookup | optimizer | train-step | allocation`.
+"""Timings one can trust: `python -m l3paper.bench --help`.
 
 Absolute times depend on the machine; the ratios in the last column are what carries over.
 """
@@ -20,15 +20,16 @@ from l3paper.allocation import (
     compute_lzw_allocation,
     scan_codewords,
 )
+from l3paper.bench_decode import bench_decode
 from l3paper.catalogue import EXPERIMENTS
 from l3paper.config import PRESETS
 from l3paper.data import load_corpus, training_batch
-from l3paper.evaluation import precision
+from l3paper.device import pick_device, precision
 from l3paper.files import require_writable
 from l3paper.lookup import blocked, grouped, padded
 from l3paper.records import environment, write_record
 from l3paper.timing import copy_speed, interleaved_medians, memory_size, peak_bytes, product_speed
-from l3paper.train import build_model, pick_device
+from l3paper.train import build_model
 
 
 @dataclass(frozen=True)
@@ -255,18 +256,21 @@ def as_table(results: list[dict]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; exit code 2, and one line on stderr, for input that cannot be used."""
     parser = argparse.ArgumentParser(prog="python -m l3paper.bench", description=__doc__)
-    parser.add_argument("what", choices=("lookup", "optimizer", "train-step", "allocation"))
+    parser.add_argument("what", choices=("lookup", "optimizer", "train-step", "allocation", "decode"))
     parser.add_argument(
         "--setting", choices=SETTINGS, default="laptop", help="of lookup, optimizer (default: laptop)"
     )
     parser.add_argument(
-        "--preset", choices=PRESETS, default="laptop", help="of train-step (default: laptop)"
+        "--preset", choices=PRESETS, default="laptop", help="of train-step, decode (default: laptop)"
     )
     parser.add_argument(
         "--experiment",
         choices=("dense_vs_l3", "main"),
         default="dense_vs_l3",
         help="whose models train-step times (default: dense_vs_l3)",
+    )
+    parser.add_argument(
+        "--sweep", action="store_true", help="of decode: the L3 layer behind every block in turn"
     )
     parser.add_argument("--repeats", type=int, default=7, metavar="N", help="rounds (default: 7)")
     parser.add_argument("--device", default="auto", metavar="NAME", help="cpu, cuda or auto (default)")
@@ -296,6 +300,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     elif given.what == "train-step":
         setting = {"experiment": given.experiment, "preset": given.preset}
         results = bench_train_step(given.experiment, given.preset, given.repeats, device)
+    elif given.what == "decode":
+        setting = {"preset": given.preset}
+        results = bench_decode(given.preset, given.repeats, device, given.sweep)
     else:
         setting, results = {}, bench_allocation(given.repeats)
     print(as_table(results))

@@ -135,7 +135,7 @@ def require_length(stream: np.ndarray, sequence_len: int) -> None:
     """Raise ValueError unless `stream` holds one sequence and its last target."""
     if len(stream) <= sequence_len:
         raise ValueError(
-            f"the training text has {len(stream)} tokens; sequence_len = {sequence_len} needs "
+            f"the text has {len(stream)} tokens; sequence_len = {sequence_len} needs "
             f"{sequence_len + 1} or more"
         )
 

@@ -9,6 +9,7 @@ import torch
 
 from l3paper.corpus import read_text
 from l3paper.data import TokenizedCorpus, validation_batches
+from l3paper.device import precision
 from l3paper.gpt import GPT
 from l3paper.tokenizer import encode_documents
 
@@ -70,9 +71,3 @@ def word_perplexity(model: GPT, corpus: TokenizedCorpus, text: str, batch_size: 
         "bits_per_byte": bits,
         "perplexity": math.exp(nats * (len(stream) - 1) / words),
     }
-
-
-def precision(model: GPT) -> torch.autocast:
-    """The context a model computes in: bfloat16 on CUDA, and float32 elsewhere."""
-    kind = model.device.type
-    return torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda")

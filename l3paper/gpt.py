@@ -7,12 +7,14 @@ head untied, grouped-query attention, soft-capped logits, no biases.
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from l3paper.attention import Attention, KVCache
+from l3paper.grouped import Plan
 from l3paper.layer import rms_norm
 from l3paper.loss import linear_cross_entropy, soft_cap
 from l3paper.moe import MoE
+from l3paper.offload import Rows
 from l3paper.optim import MuonAdamW
 from l3paper.variants import VARIANTS
 
@@ -137,33 +139,6 @@ class GPTConfig:
         return blocks
 
 
-class CausalSelfAttention(nn.Module):
-    def __init__(self, config: GPTConfig):
-        super().__init__()
-        self.head_dim = config.head_dim
-        kv_width = config.n_kv_head * config.head_dim
-        self.c_q = nn.Linear(config.n_embd, config.n_embd, bias=False)
-        self.c_k = nn.Linear(config.n_embd, kv_width, bias=False)
-        self.c_v = nn.Linear(config.n_embd, kv_width, bias=False)
-        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=False)
-
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        q, k, v = (
-            linear(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, heads, T, head_dim)
-            for linear in (self.c_q, self.c_k, self.c_v)
-        )
-        q, k = rms_norm(rotate(q, cos, sin)), rms_norm(rotate(k, cos, sin))
-        grouped = q.shape[1] != k.shape[1]
-        y = F.scaled_dot_product_attention(q, k, v.to(q.dtype), is_causal=True, enable_gqa=grouped)
-        return self.c_proj(y.transpose(1, 2).flatten(2))  # (B, T, C)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding of x (..., T, head_dim); cos and sin (T, head_dim / 2)."""
-    left, right = x.chunk(2, dim=-1)
-    return torch.cat([left * cos + right * sin, right * cos - left * sin], dim=-1)
-
-
 class MLP(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
@@ -182,7 +157,7 @@ class MLP(nn.Module):
 class Block(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
-        self.attn = CausalSelfAttention(config)
+        self.attn = Attention(config.n_embd, config.n_head, config.n_kv_head)
         if config.n_experts:
             self.mlp = MoE(
                 config.n_embd, config.n_experts, config.experts_per_token, config.hidden_width
@@ -190,8 +165,8 @@ class Block(nn.Module):
         else:
             self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        x = x + self.attn(rms_norm(x), cos, sin)
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None, block: int) -> Tensor:
+        x = x + self.attn(rms_norm(x), cos, sin, cache, block)
         return x + self.mlp(rms_norm(x))  # (B, T, C)
 
 
@@ -247,8 +222,12 @@ class GPT(nn.Module):
         if not usual:
             for block in self.blocks:
                 block.mlp.reset_parameters()
-        half = torch.arange(0, self.config.head_dim, 2, device=self.device)
-        position = torch.arange(self.config.sequence_len, device=self.device)
+        self.set_rotary(self.device)
+
+    def set_rotary(self, device: torch.device) -> None:
+        """Work out the angles of all positions, which are no part of a state dict."""
+        half = torch.arange(0, self.config.head_dim, 2, device=device)
+        position = torch.arange(self.config.sequence_len, device=device)
         angle = torch.outer(position, ROTARY_BASE ** (-half / self.config.head_dim))
         self.cos, self.sin = angle.cos(), angle.sin()  # (sequence_len, head_dim / 2)
 
@@ -266,24 +245,47 @@ class GPT(nn.Module):
         for layer in self.l3_layers.values():
             layer.set_bounds(bounds)
 
-    def hidden_states(self, idx: Tensor) -> Tensor:
-        """Token ids (B, T) to the normalised last hidden states (B, T, C)."""
+    def new_cache(self, batch_size: int) -> KVCache:
+        """For `hidden_states`, with no token in it yet."""
+        c = self.config
+        sizes = c.n_layer, batch_size, c.n_kv_head, c.sequence_len, c.head_dim
+        return KVCache(*sizes, self.device, self.wte.weight.dtype)
+
+    def hidden_states(self, idx: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Token ids (B, T) to the normalised last hidden states (B, T, C).
+
+        With a cache, the ids follow those that it counts, and attention looks back at all of them.
+        """
         if idx.ndim != 2 or idx.shape[1] > self.config.sequence_len:
             raise ValueError(
                 f"idx has shape {tuple(idx.shape)}; it must be (batch, time), "
                 f"time at most sequence_len = {self.config.sequence_len}"
             )
         x = rms_norm(self.wte(idx))  # (B, T, C)
-        cos, sin = (table[: idx.shape[1]].to(x.dtype) for table in (self.cos, self.sin))
-        plans = {}  # by bounds_id: layers with the same bounds share the sorting of the batch
+        if cache is None:
+            angles = self.cos[: idx.shape[1]], self.sin[: idx.shape[1]]
+        else:
+            positions = cache.begin(idx.shape[1])  # (B, T)
+            angles = self.cos[positions][:, None], self.sin[positions][:, None]  # (B, 1, T, ...)
+        cos, sin = (table.to(x.dtype) for table in angles)
+        plans = self._plans(idx)
         for i, block in enumerate(self.blocks):
-            x = block(x, cos, sin)
+            x = block(x, cos, sin, cache, i)
             if str(i) in self.l3_layers:
-                layer = self.l3_layers[str(i)]
-                if layer.bounds_id not in plans:
-                    plans[layer.bounds_id] = layer.plan(idx)
-                x = x + layer(x, idx, plans[layer.bounds_id])
+                x = x + self.l3_layers[str(i)](x, idx, plans[str(i)])
         return rms_norm(x)
+
+    def _plans(self, idx: Tensor) -> dict[str, Plan | Rows | None]:
+        """For every L3 layer, made before the first block: rows that must travel start at once."""
+        plans, shared = {}, {}
+        for name, layer in self.l3_layers.items():
+            if layer.store is not None:
+                plans[name] = layer.plan(idx)
+                continue
+            if layer.bounds_id not in shared:  # layers with the same bounds share the sorting
+                shared[layer.bounds_id] = layer.plan(idx)
+            plans[name] = shared[layer.bounds_id]
+        return plans
 
     def forward(self, idx: Tensor, targets: Tensor | None = None) -> Tensor:
         """Logits (B, T, vocab_size) in float32 or better; with targets (B, T), the mean loss.
@@ -295,6 +297,10 @@ class GPT(nn.Module):
             return linear_cross_entropy(
                 hidden.flatten(0, 1), self.lm_head.weight, targets.flatten(), LOGIT_CAP
             )
+        return self.logits(hidden)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Last hidden states (..., C) to capped logits (..., vocab_size), in float32 or better."""
         logits = self.lm_head(hidden)
         return soft_cap(logits if logits.dtype == torch.float64 else logits.float(), LOGIT_CAP)
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from l3paper.grouped import Plan, grouped, make_plan
 from l3paper.lookup import LOOKUPS, Lookup
+from l3paper.offload import Rows, RowStore
 
 
 def rms_norm(x: Tensor) -> Tensor:
@@ -81,6 +82,7 @@ class L3Layer(nn.Module):
             self.v_weight = nn.Parameter(torch.empty(n_emb, d_emb))
         self.w_up = nn.Linear(d_emb, d_up, bias=False)
         self.w_mix = nn.Linear(d_up + n_embd, n_embd, bias=False)
+        self.store: RowStore | None = None
         self.register_buffer("bounds", None)
         self.bounds_id = None
         self.reset_parameters()
@@ -101,7 +103,10 @@ class L3Layer(nn.Module):
         return [self.w_up, self.w_mix]
 
     def tables(self) -> tuple[Tensor, Tensor]:
-        """(keys, values), shapes (n_emb, n_embd) and (n_emb, d_emb); one tensor twice when tied."""
+        """(keys, values), shapes (n_emb, n_embd) and (n_emb, d_emb); one tensor twice when tied.
+
+        A layer whose rows come from a store has none.
+        """
         return (self.kv_weight,) * 2 if self.tie_kv else (self.k_weight, self.v_weight)
 
     def set_bounds(self, bounds: Tensor) -> None:
@@ -115,17 +120,30 @@ class L3Layer(nn.Module):
         self.bounds = bounds.detach().clone().to(self.w_mix.weight.device)
         self.bounds_id = _digest(bounds)
 
-    @torch.compiler.disable
-    def plan(self, token_ids: Tensor) -> Plan | None:
-        """What the lookup needs to know of these ids (...), for all layers with the same bounds_id.
+    def serve_from(self, store: RowStore) -> None:
+        """From now on, take rows from `store`: the layer's tables are no parameters any more."""
+        for name in self.table_names():
+            self._parameters.pop(name, None)
+        self.store = store
 
-        None where the lookup needs no plan. Raises ValueError before set_bounds and for ids outside
-        the vocabulary.
+    def table_names(self) -> tuple[str, ...]:
+        """Of the parameters that hold keys and values."""
+        return ("kv_weight",) if self.tie_kv else ("k_weight", "v_weight")
+
+    @torch.compiler.disable
+    def plan(self, token_ids: Tensor) -> Plan | Rows | None:
+        """What the layer needs to know of these ids (...), for all layers with the same bounds_id.
+
+        Where a store serves the rows, it is those, on their way, and for this layer alone. None where
+        the lookup needs no plan. Raises ValueError before set_bounds and for ids outside the
+        vocabulary.
         """
         self._check_ids(token_ids)
+        if self.store is not None:
+            return self.store.fetch(token_ids)
         return make_plan(token_ids.flatten(), self.bounds, self.n_emb) if self._plans else None
 
-    def forward(self, x: Tensor, token_ids: Tensor, plan: Plan | None = None) -> Tensor:
+    def forward(self, x: Tensor, token_ids: Tensor, plan: Plan | Rows | None = None) -> Tensor:
         """x (..., n_embd) and token_ids (...) to the residual's delta (..., n_embd).
 
         `plan`, where given, is `plan(token_ids)` of this layer or of one with the same bounds_id.
@@ -139,9 +157,14 @@ class L3Layer(nn.Module):
                 f"x has shape {tuple(x.shape)} and token_ids {tuple(token_ids.shape)}; "
                 f"they must be (..., {self.n_embd}) and (...)"
             )
-        lookup = partial(grouped, plan=plan) if self._plans else self.lookup
+        if isinstance(plan, Rows):
+            plan.wait()
+            token_ids, bounds, *tables = plan[:4]
+        else:
+            bounds, tables = self.bounds, self.tables()
+        lookup = partial(grouped, plan=plan) if isinstance(plan, Plan) else self.lookup
         query = self.query(x).reshape(-1, self.n_embd)  # (N, n_embd)
-        found = lookup(query, token_ids.flatten(), self.bounds, *self.rows())  # (N, d_emb)
+        found = lookup(query, token_ids.flatten(), bounds, *self.rows(*tables))  # (N, d_emb)
         return self.mix(found.view(*x.shape[:-1], self.d_emb), x)  # (..., n_embd)
 
     # The three parts that l3paper.variants change:
@@ -150,9 +173,9 @@ class L3Layer(nn.Module):
         """x (..., n_embd) to the vectors that meet the keys, of the same shape."""
         return rms_norm(x)
 
-    def rows(self) -> tuple[Tensor, Tensor]:
-        """(keys, values) as the lookup takes them."""
-        return self.tables()
+    def rows(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows of the tables (v, n_embd) and (v, d_emb) as the lookup takes them."""
+        return keys, values
 
     def mix(self, found: Tensor, x: Tensor) -> Tensor:
         """What was found (..., d_emb) and x (..., n_embd) to the delta (..., n_embd)."""

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from l3paper.accounting import STAND_INS, Accounting, account, weighted_mean_rows
 from l3paper.allocation import ALLOCATIONS, allocation_to_bounds
+from l3paper.checkpoint import save_model
 from l3paper.config import TrainConfig, add_flags, from_flags
 from l3paper.data import (
     TokenizedCorpus,
@@ -22,7 +23,8 @@ from l3paper.data import (
     require_length,
     training_batch,
 )
-from l3paper.evaluation import evaluate, precision, read_words, word_perplexity
+from l3paper.device import pick_device, precision
+from l3paper.evaluation import evaluate, read_words, word_perplexity
 from l3paper.files import cache_folder, require_writable
 from l3paper.generate import generate
 from l3paper.gpt import GPT
@@ -96,15 +98,6 @@ def train(config: TrainConfig, show_progress: bool = True) -> TrainedRun:
     return TrainedRun(model, corpus, record)
 
 
-def pick_device(name: str) -> torch.device:
-    """The torch device for "cpu", "cuda" or "auto"; ValueError for others and where there is none."""
-    if name not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"device is {name!r}; choose cpu, cuda or auto")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device is 'cuda', but PyTorch sees no CUDA device here")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
-
-
 def build_model(config: TrainConfig, corpus: TokenizedCorpus) -> tuple[GPT, Accounting]:
     """A fresh model, its L3 layers allocated from the training text, and its costs."""
     wanted = config.model_config()
@@ -145,11 +138,12 @@ def train_step(
 
 
 def sample_text(model: GPT, corpus: TokenizedCorpus, new_tokens: int) -> str:
-    """The first eight held-out tokens and what the model makes of them, as text."""
-    prompt = torch.from_numpy(corpus.validation[None, :8].astype("int64")).to(model.device)
+    """The first eight held-out tokens and what the model makes of them, as its context permits."""
+    prompt = corpus.validation[: min(8, model.config.sequence_len)].tolist()
+    room = model.config.sequence_len - len(prompt)
     with precision(model):
-        ids = generate(model, prompt, new_tokens, temperature=0.8)
-    return corpus.tokenizer.decode(ids[0].tolist())
+        (ids,) = generate(model, [prompt], min(new_tokens, room), temperature=0.8)
+    return corpus.tokenizer.decode(ids)
 
 
 def _evaluation(model, corpus, config, step, everything=False) -> dict[str, float]:
@@ -184,11 +178,14 @@ def _thin(losses: list[float], points: int = 100) -> list[dict[str, float]]:
     ]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; exit code 2, and one line on stderr, for input that cannot be used."""
+PROGRAM = "python -m l3paper.train"
+
+
+def command_line() -> argparse.ArgumentParser:
+    """The parser; ValueError where $L3_PRESET names no preset."""
     parser = argparse.ArgumentParser(
-        prog="python -m l3paper.train",
-        usage="%(prog)s [--preset NAME] [--record FILE] [options]",
+        prog=PROGRAM,
+        usage="%(prog)s [--preset NAME] [--record FILE] [--save DIR] [options]",
         description="Train a GPT with L3 layers (or, with --l3-after-layers '', without) and print "
         "its loss on held-out text. Without a flag: four blocks and one L3 layer on the source of "
         "Python's standard library, a few minutes on a laptop.",
@@ -199,20 +196,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="FILE",
         help="write the run's JSON record here (default: runs/ in the cache folder)",
     )
+    parser.add_argument(
+        "--save", type=Path, metavar="DIR", help="write the trained model here, for l3paper.generate"
+    )
+    add_flags(parser)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; exit code 2, and one line on stderr, for input that cannot be used."""
     try:
-        add_flags(parser)
-        given = parser.parse_args(arguments)
+        given = command_line().parse_args(arguments)
         config = from_flags(given)
         name = f"{config.kind}-depth{config.depth}-seed{config.seed}.json"
         path = given.record or cache_folder() / "runs" / name
         require_writable(path)
+        if given.save:
+            require_writable(given.save / "config.json")
         run = train(config)
         write_record(path, run.record)
+        if given.save:
+            save_model(given.save, run.model, run.corpus.tokenizer)
     except (ValueError, ImportError, OSError) as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
         return 2
     print(report(run.record))
     print(f"record: {path}")
+    if given.save:
+        print(f"model: {given.save}")
     return 0
 
 

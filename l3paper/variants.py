@@ -55,8 +55,7 @@ class ScaledSoftmax(L3Layer):
 class NormalisedKeys(L3Layer):
     """Keys of length 1, so that no row can win by its length; the values keep theirs."""
 
-    def rows(self) -> tuple[Tensor, Tensor]:
-        keys, values = self.tables()
+    def rows(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         return rms_norm(keys) * self.n_embd**-0.5, values
 
 

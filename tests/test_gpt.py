@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch._dynamo.testing import CompileCounter
 
 from l3paper import GPT, GPTConfig, allocation_to_bounds, compute_lzw_allocation, layer
-from l3paper.generate import generate
 from l3paper.grouped import make_plan
 from l3paper.lookup import loop
 
@@ -330,33 +329,3 @@ def test_bad_ids(shape):
 def test_bounds_of_another_vocabulary():
     with pytest.raises(ValueError, match="bounds have 3 entries; they must be vocab_size \\+ 1 = 41"):
         make_model(WITH_L3).set_l3_bounds(torch.tensor([0, 50, 100]))
-
-
-def test_greedy_generation_takes_the_likeliest_token():
-    model = stir(make_model(WITH_L3))
-    prompt = torch.tensor([[1, 2, 3]])
-    ids = generate(model, prompt, new_tokens=15, temperature=0)
-    assert ids.shape == (1, 18)
-    for length in range(3, 18):
-        seen = ids[:, max(0, length - 12) : length]
-        assert ids[0, length] == model(seen)[0, -1].argmax()
-
-
-def test_sampling_follows_its_seed():
-    model = stir(make_model(DENSE))
-    prompt = torch.tensor([[1], [2]])
-    first, again, other = (generate(model, prompt, 20, seed=s) for s in (0, 0, 1))
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ((torch.zeros(1, 0, dtype=torch.long), 1), "prompt has shape"),
-        ((torch.zeros(1, 1, dtype=torch.long), 1, -1.0), "temperature is -1.0"),
-    ],
-)
-def test_bad_generation(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        generate(make_model(DENSE), *arguments)

@@ -1,6 +1,5 @@
 """The README's snippets run, its links lead somewhere, and its table names the notebooks there are."""
 
-import argparse
 import re
 import shlex
 from pathlib import Path
@@ -9,8 +8,9 @@ import nbformat
 import pytest
 import torch
 
-from l3paper.config import add_flags, from_flags
+from l3paper.config import from_flags
 from l3paper.notebooks import NOTEBOOKS
+from l3paper.train import command_line
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
@@ -40,10 +40,8 @@ def test_python_snippet_runs():
 def test_training_commands_of_readme_and_notebooks_are_valid(flags):
     assert not flags.rstrip().endswith("\\")
     flags = shlex.split(flags, comments=True)
-    parser = argparse.ArgumentParser()
-    add_flags(parser)
     if "--help" not in flags:
-        from_flags(parser.parse_args(flags))
+        from_flags(command_line().parse_args(flags))
 
 
 def test_links_lead_somewhere():

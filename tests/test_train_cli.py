@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 from l3paper import GPT
 from l3paper import train as train_module
+from l3paper.checkpoint import load_model
 from l3paper.config import PRESETS, TrainConfig, add_flags, from_flags, preset_name
 from l3paper.corpus import read_documents, split_documents
-from l3paper.data import validation_batches
+from l3paper.data import load_corpus, validation_batches
 from l3paper.evaluation import evaluate, word_perplexity
 from l3paper.train import learning_rate_factor, main, train
 
@@ -491,3 +492,22 @@ def test_real_command_line_refuses_with_one_line():
     done = subprocess.run(command, capture_output=True, text=True)
     message = "python -m l3paper.train: error: depth is 0; it must be at least 1\n"
     assert (done.returncode, done.stdout, done.stderr) == (2, "", message)
+
+
+def test_saved_model_is_the_trained_one(text_file, tmp_path, capsys):
+    folder, record = tmp_path / "model", tmp_path / "record.json"
+    flags = ["--data", str(text_file), *as_flags(SIZES), "--record", str(record), "--save", str(folder)]
+    assert main(flags) == 0
+    assert f"model: {folder}" in capsys.readouterr().out
+    model, _ = load_model(folder, torch.device("cpu"))
+    corpus = load_corpus(str(text_file), model.config.vocab_size)
+    loss, _ = evaluate(model, corpus.validation, corpus.token_bytes, batch_size=2)
+    assert loss == pytest.approx(json.loads(record.read_text())["evaluations"][-1]["loss"], rel=1e-5)
+
+
+def test_model_that_cannot_be_saved_is_refused_before_training(refused, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_module, "train", lambda config: pytest.fail("trained in vain"))
+    (tmp_path / "file").touch()
+    record = str(tmp_path / "record.json")
+    code, message = refused("--record", record, "--save", str(tmp_path / "file" / "model"))
+    assert (code, "cannot be written" in message) == (2, True)

@@ -1,0 +1,109 @@
+"""A trained model as a folder: configuration, tokenizer, weights, and the L3 tables by themselves.
+
+Weights are safetensors, the rest JSON: loading runs no code of the file's. The tables have a file of
+their own, which can stay where it is while the model runs.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+
+from l3paper.files import atomic_folder
+from l3paper.gpt import GPT, GPTConfig
+from l3paper.offload import FileTable, RowStore, offload_tables
+
+TABLES = ("resident", "offloaded", "file")
+"""Where the L3 tables of a loaded model are: on its device, in CPU memory, or in their file."""
+
+_FILES = ("config.json", "tokenizer.json", "weights.safetensors", "tables.safetensors")
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def save_model(folder: Path, model: GPT, tokenizer: Tokenizer) -> None:
+    """Write the folder, whole or not at all; whatever stands there is replaced."""
+    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    layers = model.l3_layers.items()
+    names = [f"l3_layers.{name}.{table}" for name, layer in layers for table in layer.table_names()]
+    tables = {name: state.pop(name) for name in names}
+    with atomic_folder(folder) as new:
+        (new / "config.json").write_text(json.dumps(asdict(model.config), indent=1) + "\n")
+        tokenizer.save(str(new / "tokenizer.json"))
+        save_file(state, new / "weights.safetensors")
+        save_file(tables, new / "tables.safetensors")
+        sums = {name: _sha256(new / name) for name in _FILES}
+        (new / "sums.json").write_text(json.dumps(sums, indent=1) + "\n")
+
+
+def load_model(folder: Path, device: torch.device, tables: str = "resident") -> tuple[GPT, Tokenizer]:
+    """The model, ready for inference on `device`, and its tokenizer, as `save_model` wrote them.
+
+    `tables` is one of TABLES. Every file is checked against its SHA-256, except that tables which are
+    to stay in their file are not read for it: their size alone is checked. Raises ValueError, naming
+    the folder, where a file is missing, damaged or of another format.
+    """
+    try:
+        return _load(folder, device, tables)
+    except FileNotFoundError as error:
+        name = Path(error.filename).name
+        raise ValueError(f"checkpoint {str(folder)!r} is incomplete: there is no {name}") from None
+    except (SafetensorError, RuntimeError, KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"checkpoint {str(folder)!r} cannot be used: {error}") from None
+
+
+def _load(folder: Path, device: torch.device, tables: str) -> tuple[GPT, Tokenizer]:
+    sums = json.loads((folder / "sums.json").read_text())
+    for name in _FILES:
+        if (tables, name) != ("file", _FILES[-1]) and _sha256(folder / name) != sums[name]:
+            raise ValueError(f"{name} is damaged")
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.encode_special_tokens = True  # no part of the file; the special token's words are text
+    config = GPTConfig(**json.loads((folder / "config.json").read_text()))
+    with torch.device("meta"):  # no weight is made only to be thrown away
+        model = GPT(config)
+    state = load_file(folder / "weights.safetensors")
+    if tables == "file":
+        stored = file_tables(folder / "tables.safetensors")
+        for name, layer in model.l3_layers.items():
+            own = [stored[f"l3_layers.{name}.{table}"] for table in layer.table_names()]
+            bounds = state[f"l3_layers.{name}.bounds"]
+            layer.serve_from(RowStore(own[0], own[-1], bounds, device))
+    else:
+        state |= load_file(folder / "tables.safetensors")
+    model.load_state_dict(state, assign=True)
+    model.set_rotary(torch.device("cpu"))
+    if tables == "offloaded":
+        offload_tables(model, device)
+    return model.to(device).eval(), tokenizer
+
+
+def file_tables(path: Path) -> dict[str, FileTable]:
+    """The matrices of a safetensors file, left where they are.
+
+    The format: the length of a JSON header in 8 bytes, little-endian, the header, then the numbers.
+    (https://huggingface.co/docs/safetensors) Raises ValueError for a file of another size than its
+    header says, and for numbers of a kind that no table has.
+    """
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    start = 8 + length
+    found, end = {}, start
+    for name, entry in header.items():
+        if name != "__metadata__":
+            first, last = entry["data_offsets"]
+            found[name] = FileTable(path, start + first, entry["shape"], _DTYPES[entry["dtype"]])
+            end = max(end, start + last)
+    if path.stat().st_size != end:
+        raise ValueError(f"{path.name} has {path.stat().st_size:,} bytes; its header says {end:,}")
+    return found
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,136 @@
+"""L3 tables outside the accelerator: only the rows of a step's tokens travel (paper, section 3).
+
+The rows a layer needs depend on the token ids alone, so their copy starts before the first block and
+is awaited where the layer stands. `offload_tables` keeps whole tables in CPU memory; a `FileTable`
+stays on disk, and only the rows that are needed are ever read.
+
+Files are read, not memory-mapped: a mapped page brings its neighbours along, and a process that had
+mapped a table and used one row in five hundred was seen to hold all of it.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+class Table(Protocol):
+    """Rows of numbers, wherever they are: a tensor in memory, or part of a file."""
+
+    shape: Sequence[int]
+    dtype: torch.dtype
+
+    def read(self, ranges: Sequence[tuple[int, int]], out: Tensor) -> None:
+        """Write the rows first : last of every range into `out`, range after range."""
+
+
+class MemoryTable:
+    """A tensor (v, width) in CPU memory."""
+
+    def __init__(self, tensor: Tensor):
+        self.tensor, self.shape, self.dtype = tensor, tensor.shape, tensor.dtype
+
+    def read(self, ranges: Sequence[tuple[int, int]], out: Tensor) -> None:
+        torch.cat([self.tensor[first:last] for first, last in ranges], out=out)
+
+
+class FileTable:
+    """A matrix (v, width) that begins at byte `offset` of a file, row after row."""
+
+    def __init__(self, path: Path, offset: int, shape: Sequence[int], dtype: torch.dtype):
+        self.file = open(path, "rb", buffering=0)  # noqa: SIM115, open as long as the table
+        self.offset, self.shape, self.dtype = offset, torch.Size(shape), dtype
+
+    def read(self, ranges: Sequence[tuple[int, int]], out: Tensor) -> None:
+        view = memoryview(out.view(torch.uint8).numpy()).cast("B")
+        row_bytes, done = self.shape[1] * self.dtype.itemsize, 0
+        for first, last in ranges:
+            self.file.seek(self.offset + first * row_bytes)
+            end = done + (last - first) * row_bytes
+            while done < end:
+                count = self.file.readinto(view[done:end])
+                if not count:
+                    raise ValueError(f"{self.file.name!r} ends before row {last}: it was cut short")
+                done += count
+
+
+class Rows(NamedTuple):
+    """The table rows of some token ids, as a small table of their own, on the model's device."""
+
+    token_ids: Tensor
+    """The ids, of their own shape, renumbered from 0."""
+    bounds: Tensor
+    """Renumbered id t owns rows bounds[t] : bounds[t + 1]."""
+    keys: Tensor
+    values: Tensor
+    ready: torch.cuda.Event | None
+    """What to wait for before the tensors are used; None where they are there already."""
+
+    def wait(self) -> None:
+        """Let the current stream wait for the copy."""
+        if self.ready is not None:
+            here = torch.cuda.current_stream(self.keys.device)
+            here.wait_event(self.ready)
+            for tensor in self[:4]:
+                tensor.record_stream(here)
+
+
+class RowStore:
+    """Tables that stay where they are, and hand out copies of rows.
+
+    `keys` (v, d_in) and `values` (v, d_emb) are one and the same where they are tied; bounds (V + 1,).
+    `rows_read` counts the rows that were handed out, the key and the value of a row counting once.
+    """
+
+    def __init__(self, keys: Table, values: Table, bounds: Tensor, device: torch.device):
+        self.keys, self.values, self.bounds = keys, values, bounds.cpu()
+        self.device = device
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.rows_read = 0
+
+    @property
+    def row_bytes(self) -> int:
+        """Of one row's key and value."""
+        tables = {id(table): table for table in (self.keys, self.values)}
+        return sum(table.shape[1] * table.dtype.itemsize for table in tables.values())
+
+    def fetch(self, token_ids: Tensor) -> Rows:
+        """Start to copy the rows of these ids (...) to the device; those of an id travel once."""
+        ids, renumbered = token_ids.cpu().unique(return_inverse=True)
+        first, last = self.bounds[ids], self.bounds[ids + 1]
+        bounds = torch.cat([first.new_zeros(1), (last - first).cumsum(0)])
+        ranges = list(zip(first.tolist(), last.tolist(), strict=True))
+        keys = self._read(self.keys, ranges, int(bounds[-1]))
+        tied = self.values is self.keys
+        values = keys if tied else self._read(self.values, ranges, int(bounds[-1]))
+        self.rows_read += len(keys)
+        if self.stream is None:
+            return Rows(renumbered, bounds, keys, values, None)
+        with torch.cuda.stream(self.stream):
+            small = (t.pin_memory().to(self.device, non_blocking=True) for t in (renumbered, bounds))
+            keys = keys.to(self.device, non_blocking=True)
+            values = keys if tied else values.to(self.device, non_blocking=True)
+            return Rows(*small, keys, values, self.stream.record_event())
+
+    def _read(self, table: Table, ranges: Sequence[tuple[int, int]], rows: int) -> Tensor:
+        pinned = self.stream is not None  # or the copy would not run beside the computation
+        out = torch.empty(rows, table.shape[1], dtype=table.dtype, pin_memory=pinned)
+        if rows:
+            table.read(ranges, out)
+        return out
+
+
+def offload_tables(model: nn.Module, device: torch.device | str) -> nn.Module:
+    """Move a GPT to `device` for inference, its L3 tables to CPU memory, and return it.
+
+    The tables are no parameters any more: neither an optimizer nor a state dict sees them.
+    """
+    device = torch.device(device)
+    for layer in model.l3_layers.values():
+        keys, values = (t.detach().cpu() for t in layer.tables())
+        first = MemoryTable(keys)
+        second = first if layer.tie_kv else MemoryTable(values)
+        layer.serve_from(RowStore(first, second, layer.bounds, device))
+    return model.to(device)
