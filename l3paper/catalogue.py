@@ -115,8 +115,8 @@ EXPERIMENTS = {
         "How fast should the tables learn, beside everything else?",
         "not in the paper",
         lambda base: {
-            f"{rate:g}": {"table_lr": rate}
-            for rate in (base.table_lr, *(base.table_lr * f for f in (1 / 9, 1 / 3, 3, 9)))
+            f"{rate:.2g}": {"table_lr": float(f"{rate:.2g}")}
+            for rate in (base.table_lr * factor for factor in (1, 1 / 10, 1 / 3, 10 / 3, 10))
         },
         shared_search=True,
     ),
