@@ -48,6 +48,7 @@ class Experiment:
     families: Callable[[TrainConfig], dict[str, dict]]
     """What each family changes in the preset's configuration. The first is what others are held to."""
     presets: dict[str, TrainConfig] = field(default_factory=lambda: SMALL)
+    seeds: int = 3
     shared_search: bool = False
     """Whether variations of one model take the learning rate found for that model, unchanged.
 
@@ -110,6 +111,7 @@ EXPERIMENTS = {
             "L3": {},
             "L3, two layers": {"l3_after_layers": _after(base, 2)},
         },
+        seeds=5,
     ),
     "table_lr": Experiment(
         "How fast should the tables learn, beside everything else?",
@@ -118,6 +120,7 @@ EXPERIMENTS = {
             f"{rate:.2g}": {"table_lr": float(f"{rate:.2g}")}
             for rate in (base.table_lr * factor for factor in (1, 1 / 10, 1 / 3, 10 / 3, 10))
         },
+        seeds=1,
         shared_search=True,
     ),
     "allocation": Experiment(

@@ -57,16 +57,22 @@ def paired_gain(of: Sequence[float], over: Sequence[float]) -> Gain:
 
 def final_gain(of: Family, over: Family) -> Gain:
     """On all held-out text, at the end of training."""
-    return paired_gain(*(_losses(family, -1) for family in (of, over)))
+    return _gain(of, over, -1)
 
 
 def early_gain(of: Family, over: Family) -> Gain:
     """On the sample of the held-out text that the first evaluation after the start takes."""
-    return paired_gain(*(_losses(family, 1) for family in (of, over)))
+    return _gain(of, over, 1)
 
 
-def _losses(family: Family, evaluation: int) -> list[float]:
-    return [run["evaluations"][evaluation]["loss"] for run in family.runs]
+def _gain(of: Family, over: Family, evaluation: int) -> Gain:
+    """Over the seeds that both families have."""
+    ours, theirs = (
+        {run["config"]["seed"]: run["evaluations"][evaluation]["loss"] for run in family.runs}
+        for family in (of, over)
+    )
+    seeds = sorted(ours.keys() & theirs.keys())
+    return paired_gain([ours[seed] for seed in seeds], [theirs[seed] for seed in seeds])
 
 
 @dataclass(frozen=True)

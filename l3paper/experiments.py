@@ -32,8 +32,6 @@ from l3paper.train import train
 
 RUNS = RECORDS / "runs"
 
-SEEDS = 3
-
 LR_SCALES = (0.5, 1.0, 2.0)
 """Where every search begins. While the best is at an edge, the next factor of 2 is tried too."""
 
@@ -92,10 +90,13 @@ def results(
     name: str,
     preset: str = "laptop",
     data: str = "stdlib",
-    seeds: int = SEEDS,
+    seeds: int | None = None,
     folder: Path = RUNS,
 ) -> dict[str, Family]:
-    """The recorded families of an experiment; MissingRun, a ValueError, where a run is missing."""
+    """The recorded families of an experiment; MissingRun, a ValueError, where a run is missing.
+
+    `seeds` is by default the experiment's own number.
+    """
 
     def read(config: TrainConfig) -> dict:
         path = record_path(config, folder)
@@ -109,10 +110,10 @@ def results(
     }
 
 
-def _plans(name: str, preset: str, data: str, seeds: int) -> dict[str, Plan]:
+def _plans(name: str, preset: str, data: str, seeds: int | None) -> dict[str, Plan]:
     experiment = EXPERIMENTS[name]
     return {
-        family: family_plan(config, experiment.searched(config, preset), seeds)
+        family: family_plan(config, experiment.searched(config, preset), seeds or experiment.seeds)
         for family, config in experiment.configs(preset, data).items()
     }
 
@@ -263,7 +264,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--words", default="", metavar="FILE", help="as of l3paper.train (default: none)"
     )
-    parser.add_argument("--seeds", type=int, default=SEEDS, metavar="N", help=f"(default: {SEEDS})")
+    parser.add_argument("--seeds", type=int, metavar="N", help="(default: as the experiment says)")
     cores = 1 if torch.cuda.is_available() else os.cpu_count() or 1
     parser.add_argument(
         "--jobs", type=int, default=cores, metavar="N", help=f"runs at a time (default here: {cores})"
@@ -271,14 +272,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, default=RUNS, help="(default: figures/data/runs)")
     given = parser.parse_args(arguments)
     try:
-        for flag in ("seeds", "jobs"):
-            if getattr(given, flag) < 1:
-                raise ValueError(f"{flag} is {getattr(given, flag)}; it must be at least 1")
+        seeds = EXPERIMENTS[given.name].seeds if given.seeds is None else given.seeds
+        for flag, value in {"seeds": seeds, "jobs": given.jobs}.items():
+            if value < 1:
+                raise ValueError(f"{flag} is {value}; it must be at least 1")
         families = run_experiment(
             given.name,
             given.preset,
             given.data,
-            given.seeds,
+            seeds,
             given.jobs,
             given.folder,
             given.words,

@@ -18,7 +18,6 @@ from tqdm import tqdm
 from l3paper.catalogue import EXPERIMENTS
 from l3paper.config import PRESETS
 from l3paper.data import TokenizedCorpus, require_length, training_batch, validation_batches
-from l3paper.experiments import SEEDS
 from l3paper.explorer import Choice, choices, explore
 from l3paper.gpt import GPT
 from l3paper.lens import train_lens
@@ -31,6 +30,7 @@ MODELS = {"dense": "dense", "l3": "L3, two layers"}
 """Names in the records, and in the main comparison."""
 
 LENS_STEPS = {"smoke": 20, "laptop": 500, "gpu": 1000}
+SEEDS = 3
 TOKENS = 5
 """How many tokens the explorer shows."""
 

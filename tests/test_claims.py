@@ -64,13 +64,16 @@ def test_verdicts_are_read_off_the_interval(gaps, better, equal):
 
 
 def family(*curves):
-    return Family({}, [{"evaluations": [{"loss": x} for x in curve]} for curve in curves])
+    runs = [{"evaluations": [{"loss": x} for x in curve]} for curve in curves]
+    return Family({}, [run | {"config": {"seed": seed}} for seed, run in enumerate(runs)])
 
 
 def test_gains_are_taken_at_the_first_evaluation_and_the_last():
     ours, theirs = family((9, 5, 2), (9, 6, 2)), family((9, 7, 3), (9, 9, 5))
     assert early_gain(ours, theirs).by_seed == (2, 3)
     assert final_gain(ours, theirs).by_seed == (1, 3)
+    more = family((9, 7, 3), (9, 9, 5), (9, 1, 1))  # a third seed has no pair
+    assert final_gain(ours, more) == final_gain(ours, theirs)
 
 
 def test_table_has_a_verdict_for_every_claim():
