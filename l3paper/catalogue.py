@@ -111,7 +111,6 @@ EXPERIMENTS = {
             "L3": {},
             "L3, two layers": {"l3_after_layers": _after(base, 2)},
         },
-        seeds=5,
     ),
     "table_lr": Experiment(
         "How fast should the tables learn, beside everything else?",
