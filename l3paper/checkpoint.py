@@ -4,7 +4,6 @@ Weights are safetensors, the rest JSON: loading runs no code of the file's. The 
 their own, which can stay where it is while the model runs.
 """
 
-import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
-from l3paper.files import atomic_folder
+from l3paper.files import atomic_folder, sha256
 from l3paper.gpt import GPT, GPTConfig
 from l3paper.offload import FileTable, RowStore, offload_tables
 
@@ -36,7 +35,7 @@ def save_model(folder: Path, model: GPT, tokenizer: Tokenizer) -> None:
         tokenizer.save(str(new / "tokenizer.json"))
         save_file(state, new / "weights.safetensors")
         save_file(tables, new / "tables.safetensors")
-        sums = {name: _sha256(new / name) for name in _FILES}
+        sums = {name: sha256(new / name) for name in _FILES}
         (new / "sums.json").write_text(json.dumps(sums, indent=1) + "\n")
 
 
@@ -59,7 +58,7 @@ def load_model(folder: Path, device: torch.device, tables: str = "resident") -> 
 def _load(folder: Path, device: torch.device, tables: str) -> tuple[GPT, Tokenizer]:
     sums = json.loads((folder / "sums.json").read_text())
     for name in _FILES:
-        if (tables, name) != ("file", _FILES[-1]) and _sha256(folder / name) != sums[name]:
+        if (tables, name) != ("file", _FILES[-1]) and sha256(folder / name) != sums[name]:
             raise ValueError(f"{name} is damaged")
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.encode_special_tokens = True  # no part of the file; the special token's words are text
@@ -102,8 +101,3 @@ def file_tables(path: Path) -> dict[str, FileTable]:
     if path.stat().st_size != end:
         raise ValueError(f"{path.name} has {path.stat().st_size:,} bytes; its header says {end:,}")
     return found
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -88,7 +88,7 @@ def load_corpus(
             tokenizer.save(str(new / "tokenizer.json"))
             for stream, part in zip(_STREAMS, (train, validation), strict=True):
                 np.save(new / f"{stream}.npy", encode_documents(tokenizer, [d.text for d in part]))
-            sums = {path.name: _sha256(path) for path in sorted(new.iterdir())} | {"key": key}
+            sums = {path.name: files.sha256(path) for path in sorted(new.iterdir())} | {"key": key}
             (new / "sums.json").write_text(json.dumps(sums))
         return _load(folder, name, sha256)
 
@@ -103,17 +103,12 @@ def _load(folder: Path, name: str, sha256: str) -> TokenizedCorpus:
     if not isinstance(sums, dict) or sums.get("key") != folder.name:
         raise ValueError("sums.json is not of this folder")
     for file in ("tokenizer.json", *(f"{stream}.npy" for stream in _STREAMS)):
-        if _sha256(folder / file) != sums.get(file):
+        if files.sha256(folder / file) != sums.get(file):
             raise ValueError(f"{file} is damaged")
     streams = [np.load(folder / f"{stream}.npy", mmap_mode="r") for stream in _STREAMS]
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.encode_special_tokens = True  # no part of the file; the special token's words are text
     return TokenizedCorpus(name, sha256, tokenizer, *streams)
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def training_batch(

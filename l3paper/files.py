@@ -1,5 +1,6 @@
 """Where files go and how they get there: whole, or not at all."""
 
+import hashlib
 import os
 import shutil
 import uuid
@@ -94,6 +95,12 @@ def require_writable(path: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise ValueError(f"{str(path)!r} cannot be written: {error}") from None
+
+
+def sha256(path: Path) -> str:
+    """Of a file's content, which is read piece by piece."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _neighbour(path: Path) -> Path:
