@@ -72,6 +72,11 @@ def _rows(base: TrainConfig, factor: int) -> dict:
     return {"l3_n_emb": factor * base.vocab_size}
 
 
+def _rates(rate: float) -> tuple[float, ...]:
+    """Five to search, the given one first."""
+    return tuple(float(f"{rate * factor:.2g}") for factor in (1, 1 / 10, 1 / 3, 10 / 3, 10))
+
+
 def _after(base: TrainConfig, layers: int) -> str:
     """That many L3 layers, spread evenly."""
     return ",".join(str(base.depth * (i + 1) // (layers + 1)) for i in range(layers))
@@ -115,9 +120,15 @@ EXPERIMENTS = {
     "table_lr": Experiment(
         "How fast should the tables learn, beside everything else?",
         "not in the paper",
+        lambda base: {f"{rate:g}": {"table_lr": rate} for rate in _rates(base.table_lr)},
+        seeds=1,
+        shared_search=True,
+    ),
+    "router_lr": Experiment(
+        "How fast should the routers of the MoE learn, beside everything else?",
+        "not in the paper",
         lambda base: {
-            f"{rate:.2g}": {"table_lr": float(f"{rate:.2g}")}
-            for rate in (base.table_lr * factor for factor in (1, 1 / 10, 1 / 3, 10 / 3, 10))
+            f"{rate:g}": {"stand_in": "moe", "router_lr": rate} for rate in _rates(base.router_lr)
         },
         seeds=1,
         shared_search=True,

@@ -44,6 +44,7 @@ class TrainConfig:
     )
     lr_scale: float = _option(1.0, "factor on all learning rates")
     table_lr: float = _option(0.003, "learning rate of the L3 tables, at width 768")
+    router_lr: float = _option(0.001, "learning rate of the routers of an MoE, at width 768")
     eval_every: int = _option(100, "steps between evaluations on the held-out documents")
     eval_tokens: int = _option(32768, "held-out tokens each of those takes; the last takes all")
     words: str = _option("", "a .txt file, such as WikiText-2's, to take the perplexity by the word on")
@@ -64,7 +65,7 @@ class TrainConfig:
         for name in ("n_embd", "n_head", "n_kv_head", "l3_n_emb", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0")
-        for name in ("lr_scale", "table_lr"):
+        for name in ("lr_scale", "table_lr", "router_lr"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0 and finite")
         if self.l3_allocation not in ALLOCATIONS:

@@ -37,6 +37,9 @@ LR_SCALES = (0.5, 1.0, 2.0)
 
 LR_LIMITS = (1 / 16, 16)
 
+RATES_OF_ONE_KIND = {"table_lr": "l3", "router_lr": "moe"}
+"""Settings that do nothing in models of any other kind."""
+
 
 class MissingRun(ValueError):
     """An experiment whose records are asked for has not finished."""
@@ -147,7 +150,8 @@ def record_path(config: TrainConfig, folder: Path) -> Path:
 def _read(path: Path, config: TrainConfig) -> dict:
     """The record; ValueError where it is of another configuration, as when a default has changed."""
     record = read_record(path)
-    passing = {"device", "data", "words"} | (set() if config.kind == "l3" else {"table_lr"})
+    passing = {"device", "data", "words"}
+    passing |= {name for name, kind in RATES_OF_ONE_KIND.items() if kind != config.kind}
     made_with = asdict(TrainConfig()) | record["config"]
     differing = [
         f"{name} = {made_with[name]!r}, not {value!r}"

@@ -58,7 +58,7 @@ def train(config: TrainConfig, show_progress: bool = True) -> TrainedRun:
     torch.manual_seed(config.seed)
     model, costs = build_model(config, corpus)
     model.to(device)
-    optimizer = model.setup_optimizer(table_lr=config.table_lr)
+    optimizer = model.setup_optimizer(table_lr=config.table_lr, router_lr=config.router_lr)
     schedule = LambdaLR(
         optimizer,
         lambda step: config.lr_scale * learning_rate_factor(step, config.num_iterations),

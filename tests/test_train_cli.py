@@ -181,11 +181,19 @@ def test_seed_and_step_decide_the_batches(tiny, monkeypatch):
 
 
 @EVERY
-@pytest.mark.parametrize("changes", [{"lr_scale": 0.5}, {"table_lr": 0.2}], ids=str)
+@pytest.mark.parametrize("changes", [{"lr_scale": 0.5}, {"table_lr": 0.2}, {"router_lr": 0.2}], ids=str)
 def test_learning_rates_matter_where_they_should(run_of, tiny, kind, changes):
     changed = train(tiny(kind, num_iterations=8, **changes), show_progress=False).record
     same = changed["train_loss"] == run_of(kind).record["train_loss"]
-    assert same == (kind == "dense" and "table_lr" in changes)
+    assert same == ("router_lr" in changes or (kind == "dense" and "table_lr" in changes))
+
+
+def test_learning_rate_of_the_router_reaches_the_experts(tiny):
+    losses = [
+        train(tiny("l3 tied", stand_in="moe", **changes), show_progress=False).record["train_loss"]
+        for changes in ({}, {"table_lr": 0.2}, {"router_lr": 0.2})
+    ]
+    assert losses[0] == losses[1] != losses[2]
 
 
 # Evaluation
@@ -362,6 +370,7 @@ def test_every_setting_has_its_flag():
         stand_in="moe",
         lr_scale=0.3,
         table_lr=0.4,
+        router_lr=0.5,
         eval_every=10,
         eval_tokens=11,
         words="b.txt",
@@ -404,6 +413,7 @@ BAD_FLAGS = [
     ("--lr-scale nan", "lr_scale is nan", "above 0"),
     ("--lr-scale inf", "lr_scale is inf", "finite"),
     ("--table-lr -1", "table_lr is -1.0", "above 0"),
+    ("--router-lr 0", "router_lr is 0.0", "above 0"),
     ("--vocab-size 256", "vocab_size is 256", "257"),
     ("--vocab-size 90000 --l3-n-emb 0", "vocab_size is 90000", "supports only"),
     ("--l3-after-layers 2", "l3_after_layers is '2'", "0 .. 1"),
