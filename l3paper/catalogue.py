@@ -39,6 +39,9 @@ SMALL = {
 
 DENSE = {"l3_after_layers": ""}
 
+ENGLISH = "english (public domain).txt"
+"""The text of the records on English prose; figures/data/english.md lists its sources."""
+
 
 @dataclass(frozen=True)
 class Experiment:

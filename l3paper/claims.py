@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from l3paper.catalogue import ENGLISH
 from l3paper.experiments import Family, MissingRun, results
 from l3paper.records import RECORDS, markdown, read_record
 
@@ -93,10 +94,15 @@ class Claim:
 
 
 def _compare(
-    experiment: str, of: str, over: str, verdict=Gain.when_better, gain=final_gain
+    experiment: str,
+    of: str,
+    over: str,
+    verdict=Gain.when_better,
+    gain=final_gain,
+    data: str = "stdlib",
 ) -> Callable[[], tuple[str, str]]:
     def measure() -> tuple[str, str]:
-        families = results(experiment)
+        families = results(experiment, data=data)
         found = gain(families[of], families[over])
         return f"{found} nats, {of} over {over}", verdict(found)
 
@@ -126,6 +132,10 @@ CLAIMS = (
         "L3 is better than an MoE of equal operations and parameters",
         "better",
         _compare("main", "L3", "MoE"),
+    ),
+    *(
+        Claim(f"... {rival}, on English text", "", _compare("main", "L3", rival, data=ENGLISH))
+        for rival in ("dense, wider", "dense, deeper", "MoE")
     ),
     Claim(
         "The lead over dense shows from the start of training",
