@@ -5,6 +5,8 @@ their own, which can stay where it is while the model runs.
 """
 
 import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -26,17 +28,48 @@ _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF
 
 def save_model(folder: Path, model: GPT, tokenizer: Tokenizer) -> None:
     """Write the folder, whole or not at all; whatever stands there is replaced."""
+    with new_checkpoint(folder) as new:
+        write_model(new, model, tokenizer)
+
+
+@contextmanager
+def new_checkpoint(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder to fill; it moves to `folder` with the SHA-256 of every file in it.
+
+    It appears whole or not at all; whatever stands there is replaced.
+    """
+    with atomic_folder(folder) as new:
+        yield new
+        sums = {path.name: sha256(path) for path in sorted(new.iterdir())}
+        (new / "sums.json").write_text(json.dumps(sums, indent=1) + "\n")
+
+
+def require_whole(folder: Path, names: Iterable[str]) -> None:
+    """Raise ValueError for a file unlike its SHA-256, FileNotFoundError for one that is missing."""
+    sums = json.loads((folder / "sums.json").read_text())
+    for name in names:
+        if sha256(folder / name) != sums[name]:
+            raise ValueError(f"{name} is damaged")
+
+
+def write_model(folder: Path, model: GPT, tokenizer: Tokenizer) -> None:
+    """The model's four files, into a folder that is there."""
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     layers = model.l3_layers.items()
     names = [f"l3_layers.{name}.{table}" for name, layer in layers for table in layer.table_names()]
     tables = {name: state.pop(name) for name in names}
-    with atomic_folder(folder) as new:
-        (new / "config.json").write_text(json.dumps(asdict(model.config), indent=1) + "\n")
-        tokenizer.save(str(new / "tokenizer.json"))
-        save_file(state, new / "weights.safetensors")
-        save_file(tables, new / "tables.safetensors")
-        sums = {name: sha256(new / name) for name in _FILES}
-        (new / "sums.json").write_text(json.dumps(sums, indent=1) + "\n")
+    (folder / "config.json").write_text(json.dumps(asdict(model.config), indent=1) + "\n")
+    tokenizer.save(str(folder / "tokenizer.json"))
+    write_tensors(folder / "weights.safetensors", state)
+    write_tensors(folder / "tables.safetensors", tables)
+
+
+def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """As safetensors; OSError where there is no room for them."""
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:
+        raise OSError(f"{str(path)!r} cannot be written: {error}") from None
 
 
 def load_model(folder: Path, device: torch.device, tables: str = "resident") -> tuple[GPT, Tokenizer]:
@@ -56,10 +89,7 @@ def load_model(folder: Path, device: torch.device, tables: str = "resident") -> 
 
 
 def _load(folder: Path, device: torch.device, tables: str) -> tuple[GPT, Tokenizer]:
-    sums = json.loads((folder / "sums.json").read_text())
-    for name in _FILES:
-        if (tables, name) != ("file", _FILES[-1]) and sha256(folder / name) != sums[name]:
-            raise ValueError(f"{name} is damaged")
+    require_whole(folder, [name for name in _FILES if (tables, name) != ("file", _FILES[-1])])
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.encode_special_tokens = True  # no part of the file; the special token's words are text
     config = GPTConfig(**json.loads((folder / "config.json").read_text()))

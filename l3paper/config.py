@@ -45,6 +45,8 @@ class TrainConfig:
     lr_scale: float = _option(1.0, "factor on all learning rates")
     table_lr: float = _option(0.003, "learning rate of the L3 tables, at width 768")
     router_lr: float = _option(0.001, "learning rate of the routers of an MoE, at width 768")
+    clip: float = _option(0.0, "largest norm of all gradients together; 0 for no limit")
+    overfit_batch: bool = _option(False, "train on the first batch again and again, to find faults")
     eval_every: int = _option(100, "steps between evaluations on the held-out documents")
     eval_tokens: int = _option(32768, "held-out tokens each of those takes; the last takes all")
     words: str = _option("", "a .txt file, such as WikiText-2's, to take the perplexity by the word on")
@@ -68,6 +70,8 @@ class TrainConfig:
         for name in ("lr_scale", "table_lr", "router_lr"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0 and finite")
+        if not 0 <= self.clip < math.inf:
+            raise ValueError(f"clip is {self.clip}; it must be at least 0 and finite")
         if self.l3_allocation not in ALLOCATIONS:
             raise ValueError(
                 f"l3_allocation is {self.l3_allocation!r}; choose one of {', '.join(ALLOCATIONS)}"

@@ -119,11 +119,25 @@ def training_batch(
     The places depend on (seed, step) alone, so a run can go on from any step.
     Raises ValueError for a stream too short to hold one sequence and its last target.
     """
-    require_length(stream, sequence_len)
-    starts = np.random.default_rng([seed, step]).integers(len(stream) - sequence_len, size=batch_size)
+    starts = batch_starts(stream, batch_size, sequence_len, seed, step)
     windows = stream[starts[:, None] + np.arange(sequence_len + 1)].astype(np.int64)
     batch = torch.from_numpy(windows)
     return batch[:, :-1], batch[:, 1:]
+
+
+def batch_starts(
+    stream: np.ndarray, batch_size: int, sequence_len: int, seed: int, step: int
+) -> np.ndarray:
+    """Where the sequences of `training_batch` begin, shape (batch_size,)."""
+    require_length(stream, sequence_len)
+    return np.random.default_rng([seed, step]).integers(len(stream) - sequence_len, size=batch_size)
+
+
+def documents_at(stream: np.ndarray, starts: np.ndarray, length: int) -> list[int]:
+    """The documents, counted from 0, that the windows of `length` tokens at `starts` touch."""
+    begins = np.flatnonzero(stream == END_OF_TEXT_ID)
+    first, last = (np.searchsorted(begins, at, "right") - 1 for at in (starts, starts + length - 1))
+    return sorted({i for a, b in zip(first, last, strict=True) for i in range(a, b + 1)})
 
 
 def require_length(stream: np.ndarray, sequence_len: int) -> None:

@@ -2,8 +2,8 @@
 
 Every family gets the same care: at seed 0 a search over learning rates, then the best rate at all
 seeds; variations of one model may share its search. Each run writes one JSON record into
-figures/data/runs when it ends; a run whose record is there is not repeated, so an experiment that was
-interrupted goes on with what is missing.
+figures/data/runs when it ends; a run whose record is there is not repeated. An experiment that was
+interrupted goes on with what is missing, and its runs in flight from their last checkpoints.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import json
 import math
 import multiprocessing
 import os
+import shutil
 import statistics
 import sys
 import threading
@@ -27,7 +28,10 @@ from tqdm import tqdm
 from l3paper.catalogue import EXPERIMENTS
 from l3paper.config import PRESETS, TrainConfig
 from l3paper.data import corpus_name, load_corpus
+from l3paper.files import cache_folder
 from l3paper.records import RECORDS, markdown, read_record, write_record
+from l3paper.resume import Checkpoints
+from l3paper.steps import Diverged
 from l3paper.train import train
 
 RUNS = RECORDS / "runs"
@@ -221,8 +225,14 @@ def recorded(config: TrainConfig, path: Path, sha256: str) -> dict:
             raise ValueError(f"{path} has no perplexity by the word: move it away, or use --folder")
         return record
     torch.set_num_threads(1)  # sums come out the same, however many runs go on beside this one
-    record = train(config, show_progress=False).record
+    where = hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:24]
+    checkpoints = Checkpoints(cache_folder() / "unfinished" / where, resume=True)
+    try:
+        record = train(config, show_progress=False, checkpoints=checkpoints).record
+    except Diverged as error:
+        record = error.record
     write_record(path, record)
+    shutil.rmtree(checkpoints.folder)
     return record
 
 

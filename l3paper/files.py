@@ -45,7 +45,7 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a new temporary folder; move it to `path` when the block succeeds.
+    """Yield a new temporary folder; move it to `path`, and all to the disk, when the block succeeds.
 
     Whatever stands at `path` by then is replaced. When the block raises, it is left alone.
     """
@@ -54,11 +54,14 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
+        for part in (*temporary.iterdir(), temporary):
+            _sync(part)
         if path.is_dir():
             os.replace(path, outdated)
         else:
             path.unlink(missing_ok=True)
         os.replace(temporary, path)
+        _sync(path.parent)
     finally:
         if outdated.exists() and not path.exists():
             os.replace(outdated, path)
@@ -66,11 +69,19 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(outdated, ignore_errors=True)
 
 
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Let one process at a time into the block for `folder`, which is created; the others wait.
+def remove_folder(path: Path) -> None:
+    """At once, under its name: what a killed process leaves has the name of a temporary neighbour."""
+    outdated = _neighbour(path)
+    os.replace(path, outdated)
+    shutil.rmtree(outdated)
 
-    Windows has no such lock: there, processes are not kept apart.
+
+@contextmanager
+def locked(folder: Path, wait: bool = True) -> Iterator[None]:
+    """Let one process at a time into the block for `folder`, which is created.
+
+    The others wait, or get a BlockingIOError. Windows has no such lock: there, processes are not kept
+    apart.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if fcntl is None:
@@ -78,7 +89,7 @@ def locked(folder: Path) -> Iterator[None]:
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
     finally:
         os.close(handle)
@@ -101,6 +112,17 @@ def sha256(path: Path) -> str:
     """Of a file's content, which is read piece by piece."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Have the disk hold a file's content, or a folder's names; Windows cannot open folders."""
+    if path.is_dir() and fcntl is None:
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _neighbour(path: Path) -> Path:

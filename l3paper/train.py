@@ -4,14 +4,12 @@ import argparse
 import math
 import statistics
 import sys
-import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch.optim.lr_scheduler import LambdaLR
-from tqdm import tqdm
 
 from l3paper.accounting import STAND_INS, Accounting, account, weighted_mean_rows
 from l3paper.allocation import ALLOCATIONS, allocation_to_bounds
@@ -19,23 +17,18 @@ from l3paper.checkpoint import save_model
 from l3paper.config import TrainConfig, add_flags, from_flags
 from l3paper.data import (
     TokenizedCorpus,
+    corpus_name,
     load_corpus,
     require_length,
-    training_batch,
 )
 from l3paper.device import pick_device, precision
-from l3paper.evaluation import evaluate, read_words, word_perplexity
+from l3paper.evaluation import read_words, word_perplexity
 from l3paper.files import cache_folder, require_writable
 from l3paper.generate import generate
 from l3paper.gpt import GPT
-from l3paper.optim import MuonAdamW
 from l3paper.records import environment, write_record
-
-WARMUP = 0.02
-"""Share of the steps in which the learning rate rises to its peak."""
-
-DECAY = 0.5
-"""Share of the steps, the last ones, in which it falls to zero."""
+from l3paper.resume import Checkpoints, Interrupted, Progress, RunFolder, run_folder
+from l3paper.steps import Diverged, tokens_a_step, train_on
 
 
 @dataclass(frozen=True)
@@ -45,37 +38,47 @@ class TrainedRun:
     record: dict
 
 
-def train(config: TrainConfig, show_progress: bool = True) -> TrainedRun:
+def train(
+    config: TrainConfig, show_progress: bool = True, checkpoints: Checkpoints | None = None
+) -> TrainedRun:
     """Run one training from the text to the record. Losses are in nats a token.
 
-    Raises ValueError for data that cannot be used and a device that is not there, OSError for a text
-    of words that cannot be read.
+    With `checkpoints`, the run can be interrupted: SIGINT and SIGTERM write one more and raise
+    Interrupted, and what goes on later ends with the same weights and losses as an undisturbed run.
+
+    Raises ValueError for data and checkpoints that cannot be used and a device that is not there,
+    OSError for a text of words that cannot be read, Diverged where a step's loss or gradients are not
+    finite: it carries the record so far, and `checkpoints` keep the state before that step.
     """
     device = pick_device(config.device)
-    corpus = load_corpus(config.data, config.vocab_size, config.data_bytes)
-    require_length(corpus.train, config.sequence_len)
-    words = read_words(Path(config.words)) if config.words else None
-    torch.manual_seed(config.seed)
-    model, costs = build_model(config, corpus)
-    model.to(device)
-    optimizer = model.setup_optimizer(table_lr=config.table_lr, router_lr=config.router_lr)
-    schedule = LambdaLR(
-        optimizer,
-        lambda step: config.lr_scale * learning_rate_factor(step, config.num_iterations),
-    )
-    evaluations = [_evaluation(model, corpus, config, step=0)]
-    losses, seconds = [], []
-    with tqdm(total=config.num_iterations, disable=not show_progress, unit="step") as bar:
-        for step in range(config.num_iterations):
-            begin = time.perf_counter()
-            losses.append(train_step(model, optimizer, corpus, config, step))
-            schedule.step()
-            seconds.append(time.perf_counter() - begin)
-            last = step + 1 == config.num_iterations
-            if last or (step + 1) % config.eval_every == 0:
-                evaluations.append(_evaluation(model, corpus, config, step + 1, everything=last))
-            _show(bar, config, losses, seconds, evaluations)
-    record = {
+    with run_folder(checkpoints) if checkpoints else nullcontext():
+        corpus = load_corpus(config.data, config.vocab_size, config.data_bytes)
+        require_length(corpus.train, config.sequence_len)
+        words = read_words(Path(config.words)) if config.words else None
+        torch.manual_seed(config.seed)
+        model, costs = build_model(config, corpus)
+        model.to(device)
+        optimizer = model.setup_optimizer(table_lr=config.table_lr, router_lr=config.router_lr)
+        folder = RunFolder(checkpoints, _identity(config, corpus)) if checkpoints else None
+        progress = folder.restore(model, optimizer) if folder else Progress()
+        record = _description(config, corpus, model, costs)
+        try:
+            train_on(config, model, optimizer, corpus, progress, folder, show_progress)
+        except Diverged as error:
+            record["diverged"] = str(error)
+            error.record = record | _measured(config, progress)
+            raise
+    record |= _measured(config, progress)
+    record["sample"] = sample_text(model, corpus, new_tokens=64)
+    if words is not None:
+        record["words"] = word_perplexity(model, corpus, words, config.batch_size)
+        record["words"]["name"] = Path(config.words).name
+    return TrainedRun(model, corpus, record)
+
+
+def _description(config: TrainConfig, corpus: TokenizedCorpus, model: GPT, costs: Accounting) -> dict:
+    """What a record says before the first step."""
+    return {
         "config": asdict(config) | {"data": corpus.name, "words": Path(config.words).name},
         "corpus": {
             "name": corpus.name,
@@ -84,18 +87,25 @@ def train(config: TrainConfig, show_progress: bool = True) -> TrainedRun:
             "validation_tokens": len(corpus.validation),
             "unigram_entropy": corpus.unigram_entropy(),
         },
-        "environment": environment(device),
+        "environment": environment(model.device),
         "model": asdict(model.config) | costs.summary(),
-        "train_loss": _thin(losses),
-        "evaluations": evaluations,
-        "tokens_per_second": config.batch_size * config.sequence_len / statistics.median(seconds),
-        "seconds": sum(seconds),
-        "sample": sample_text(model, corpus, new_tokens=64),
     }
-    if words is not None:
-        record["words"] = word_perplexity(model, corpus, words, config.batch_size)
-        record["words"]["name"] = Path(config.words).name
-    return TrainedRun(model, corpus, record)
+
+
+def _measured(config: TrainConfig, progress: Progress) -> dict:
+    """What it says after the last."""
+    return {
+        "train_loss": _thin(progress.losses),
+        "evaluations": progress.evaluations,
+        "tokens_per_second": tokens_a_step(config) / statistics.median(progress.seconds or [math.nan]),
+        "seconds": sum(progress.seconds),
+    }
+
+
+def _identity(config: TrainConfig, corpus: TokenizedCorpus) -> dict:
+    """What a checkpoint must share with the run that goes on from it."""
+    settings = asdict(config) | {"data": corpus_name(config.data), "corpus": corpus.sha256}
+    return {name: value for name, value in settings.items() if name not in ("device", "words")}
 
 
 def build_model(config: TrainConfig, corpus: TokenizedCorpus) -> tuple[GPT, Accounting]:
@@ -114,29 +124,6 @@ def build_model(config: TrainConfig, corpus: TokenizedCorpus) -> tuple[GPT, Acco
     return model, account(wanted, mean_rows)
 
 
-def learning_rate_factor(step: int, steps: int) -> float:
-    """The trapezoid: up over the first 2 % of the steps, level, down to zero over the last half."""
-    rise = (step + 1) / max(1.0, WARMUP * steps)
-    fall = (steps - step) / max(1.0, DECAY * steps)
-    return min(1.0, rise, fall)
-
-
-def train_step(
-    model: GPT, optimizer: MuonAdamW, corpus: TokenizedCorpus, config: TrainConfig, step: int
-) -> float:
-    """One batch forward, backward, and into the weights; the loss before the update."""
-    inputs, targets = training_batch(
-        corpus.train, config.batch_size, config.sequence_len, config.seed, step
-    )
-    with precision(model):
-        loss = model(inputs.to(model.device), targets.to(model.device))
-        total = loss + model.auxiliary_loss()
-    total.backward()
-    optimizer.step()
-    optimizer.zero_grad()
-    return loss.item()
-
-
 def sample_text(model: GPT, corpus: TokenizedCorpus, new_tokens: int) -> str:
     """The first eight held-out tokens and what the model makes of them, as its context permits."""
     prompt = corpus.validation[: min(8, model.config.sequence_len)].tolist()
@@ -146,32 +133,9 @@ def sample_text(model: GPT, corpus: TokenizedCorpus, new_tokens: int) -> str:
     return corpus.tokenizer.decode(ids)
 
 
-def _evaluation(model, corpus, config, step, everything=False) -> dict[str, float]:
-    limit = None if everything else config.eval_tokens
-    loss, bits = evaluate(model, corpus.validation, corpus.token_bytes, config.batch_size, limit)
-    tokens = step * config.batch_size * config.sequence_len
-    return {
-        "step": step,
-        "tokens": tokens,
-        "loss": loss,
-        "bits_per_byte": bits,
-        "everything": everything,
-    }
-
-
-def _show(bar: tqdm, config: TrainConfig, losses, seconds, evaluations) -> None:
-    rate = config.batch_size * config.sequence_len / statistics.median(seconds[-20:])
-    bar.set_postfix_str(
-        f"loss {losses[-1]:.3f}, held out {evaluations[-1]['loss']:.3f} "
-        f"= {evaluations[-1]['bits_per_byte']:.3f} bits/byte, {rate:,.0f} tokens/s",
-        refresh=False,
-    )
-    bar.update()
-
-
 def _thin(losses: list[float], points: int = 100) -> list[dict[str, float]]:
     """The training loss as means over at most `points` equal stretches."""
-    stretch = math.ceil(len(losses) / points)
+    stretch = max(1, math.ceil(len(losses) / points))
     return [
         {"step": min(i + stretch, len(losses)), "loss": statistics.fmean(losses[i : i + stretch])}
         for i in range(0, len(losses), stretch)
@@ -199,12 +163,38 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument(
         "--save", type=Path, metavar="DIR", help="write the trained model here, for l3paper.generate"
     )
+    parser.add_argument(
+        "--checkpoint-dir", type=Path, metavar="DIR", help="leave checkpoints here to go on from"
+    )
+    parser.add_argument(
+        "--checkpoint-every", type=int, default=100, metavar="N", help="steps (default: 100)"
+    )
+    parser.add_argument(
+        "--checkpoint-keep", type=int, default=2, metavar="N", help="of the newest (default: 2)"
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="go on from the newest checkpoint that is whole, if any"
+    )
     add_flags(parser)
     return parser
 
 
+def _checkpoints(given: argparse.Namespace) -> Checkpoints | None:
+    if given.checkpoint_dir is None:
+        if given.resume:
+            raise ValueError("--resume needs --checkpoint-dir")
+        return None
+    require_writable(given.checkpoint_dir / "step")
+    return Checkpoints(
+        given.checkpoint_dir, given.checkpoint_every, given.checkpoint_keep, given.resume
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; exit code 2, and one line on stderr, for input that cannot be used."""
+    """The command line: 0, or one line on stderr and a code that is not 0.
+
+    2 for input that cannot be used, 1 for a run that diverged, 128 + N for one that signal N stopped.
+    """
     try:
         given = command_line().parse_args(arguments)
         config = from_flags(given)
@@ -213,18 +203,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         require_writable(path)
         if given.save:
             require_writable(given.save / "config.json")
-        run = train(config)
+        run = train(config, checkpoints=_checkpoints(given))
         write_record(path, run.record)
         if given.save:
             save_model(given.save, run.model, run.corpus.tokenizer)
     except (ValueError, ImportError, OSError) as error:
-        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
-        return 2
+        return _fail(f"error: {error}", 2)
+    except Diverged as error:
+        return _fail(error, 1)
+    except Interrupted as error:
+        return _fail(error, 128 + error.number)
+    except KeyboardInterrupt:
+        return _fail("interrupted; without --checkpoint-dir, nothing is kept", 130)
     print(report(run.record))
     print(f"record: {path}")
     if given.save:
         print(f"model: {given.save}")
     return 0
+
+
+def _fail(why: object, code: int) -> int:
+    print(f"{PROGRAM}: {why}", file=sys.stderr)
+    return code
 
 
 def report(record: dict) -> str:

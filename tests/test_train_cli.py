@@ -15,13 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from l3paper import GPT
-from l3paper import train as train_module
+from l3paper import steps as steps_module
 from l3paper.checkpoint import load_model
 from l3paper.config import PRESETS, TrainConfig, add_flags, from_flags, preset_name
 from l3paper.corpus import read_documents, split_documents
 from l3paper.data import load_corpus, validation_batches
 from l3paper.evaluation import evaluate, word_perplexity
-from l3paper.train import learning_rate_factor, main, train
+from l3paper.steps import learning_rate_factor
+from l3paper.train import main, train
 
 SIZES = dict(
     vocab_size=300,
@@ -169,13 +170,13 @@ def test_l3_model_begins_as_the_dense_model_of_its_seed(run_of, kind):
 
 def test_seed_and_step_decide_the_batches(tiny, monkeypatch):
     asked = []
-    original = train_module.training_batch
+    original = steps_module.training_batch
 
     def spy(stream, *arguments):
         asked.append(arguments)
         return original(stream, *arguments)
 
-    monkeypatch.setattr(train_module, "training_batch", spy)
+    monkeypatch.setattr(steps_module, "training_batch", spy)
     train(tiny("dense", seed=6), show_progress=False)
     assert asked == [(4, 16, 6, step) for step in range(8)]
 
@@ -249,7 +250,7 @@ def test_words_are_part_of_the_record(tiny, tmp_path):
     [(None, "No such file"), (b" \n\n", "holds no words"), (b"\xff", "is not UTF-8")],
 )
 def test_bad_words_are_refused_before_training(refused, tmp_path, monkeypatch, content, message):
-    monkeypatch.setattr(train_module, "train_step", lambda *arguments: pytest.fail("worked in vain"))
+    monkeypatch.setattr(steps_module, "train_step", lambda *arguments: pytest.fail("worked in vain"))
     file = tmp_path / "words.txt"
     if content is not None:
         file.write_bytes(content)
@@ -304,13 +305,13 @@ def test_learning_rate_is_never_zero_nor_above_its_peak(steps, share):
 
 def test_every_step_takes_its_factor(tiny, monkeypatch):
     rates = []
-    original = train_module.train_step
+    original = steps_module.train_step
 
     def spy(model, optimizer, *rest):
         rates.append([group["lr"] for group in optimizer.param_groups])
         return original(model, optimizer, *rest)
 
-    monkeypatch.setattr(train_module, "train_step", spy)
+    monkeypatch.setattr(steps_module, "train_step", spy)
     model = train(tiny("l3 tied", lr_scale=2.0), show_progress=False).model
     base = [group["lr"] for group in model.setup_optimizer().param_groups]
     expected = [[2 * learning_rate_factor(step, 8) * lr for lr in base] for step in range(8)]
@@ -371,6 +372,8 @@ def test_every_setting_has_its_flag():
         lr_scale=0.3,
         table_lr=0.4,
         router_lr=0.5,
+        clip=0.6,
+        overfit_batch=True,
         eval_every=10,
         eval_tokens=11,
         words="b.txt",
@@ -379,8 +382,9 @@ def test_every_setting_has_its_flag():
     )
     settings = asdict(changed)
     assert all(settings[option.name] != option.default for option in fields(TrainConfig))
-    settings.pop("l3_untied")
-    assert parse("--l3-untied", *as_flags(settings)) == changed
+    switches = [f"--{name.replace('_', '-')}" for name, value in settings.items() if value is True]
+    others = {name: value for name, value in settings.items() if value is not True}
+    assert parse(*switches, *as_flags(others)) == changed
 
 
 # The command line
@@ -462,13 +466,13 @@ def test_missing_extra_is_refused(refused, monkeypatch):
 
 
 def test_text_too_short_for_one_sequence_is_refused_before_evaluating(refused, monkeypatch):
-    monkeypatch.setattr(train_module, "evaluate", lambda *arguments: pytest.fail("worked in vain"))
+    monkeypatch.setattr(steps_module, "evaluate", lambda *arguments: pytest.fail("worked in vain"))
     code, message = refused("--sequence-len", "99999")
     assert (code, "sequence_len = 99999 needs 100000 or more" in message) == (2, True)
 
 
 def test_record_that_cannot_be_written_is_refused_before_training(refused, tmp_path, monkeypatch):
-    monkeypatch.setattr(train_module, "train", lambda config: pytest.fail("trained in vain"))
+    monkeypatch.setattr(steps_module, "train", lambda config: pytest.fail("trained in vain"))
     code, message = refused("--record", str(tmp_path))
     assert (code, str(tmp_path) in message) == (2, True)
 
@@ -516,7 +520,7 @@ def test_saved_model_is_the_trained_one(text_file, tmp_path, capsys):
 
 
 def test_model_that_cannot_be_saved_is_refused_before_training(refused, tmp_path, monkeypatch):
-    monkeypatch.setattr(train_module, "train", lambda config: pytest.fail("trained in vain"))
+    monkeypatch.setattr(steps_module, "train", lambda config: pytest.fail("trained in vain"))
     (tmp_path / "file").touch()
     record = str(tmp_path / "record.json")
     code, message = refused("--record", record, "--save", str(tmp_path / "file" / "model"))

@@ -1,0 +1,206 @@
+"""A training run on disk: checkpoints from which it goes on as if it had never stopped.
+
+Each is a folder in the run's own: a model as `l3paper.checkpoint` saves it, so that one can generate
+from it, and beside it the optimizer's tensors, the states of the random generators, and all that was
+measured so far. Nothing is ever unpickled.
+"""
+
+import json
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from l3paper.checkpoint import new_checkpoint, require_whole, write_model, write_tensors
+from l3paper.files import locked, remove_folder
+from l3paper.gpt import GPT
+from l3paper.optim import MuonAdamW
+
+_WEIGHTS = ("weights.safetensors", "tables.safetensors")
+_STATE, _PROGRESS = "optimizer.safetensors", "progress.json"
+_UNUSABLE = (OSError, SafetensorError, RuntimeError, KeyError, TypeError, AttributeError, ValueError)
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """Where a run leaves what it needs to go on, and how often; ValueError for numbers below 1."""
+
+    folder: Path
+    every: int = 100
+    """Steps from one to the next."""
+    keep: int = 2
+    resume: bool = False
+    """Go on from the newest that is whole; begin where there is none."""
+
+    def __post_init__(self):
+        for name in ("every", "keep"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"checkpoint {name} is {getattr(self, name)}; it must be at least 1")
+
+
+@dataclass
+class Progress:
+    """What a run has measured so far, step by step."""
+
+    losses: list[float] = field(default_factory=list)
+    """Of training, in nats a token."""
+    seconds: list[float] = field(default_factory=list)
+    evaluations: list[dict] = field(default_factory=list)
+
+    @property
+    def step(self) -> int:
+        """Steps that are done: where in the data the run stands, and on its schedule."""
+        return len(self.losses)
+
+
+class RunFolder:
+    """The checkpoints of one run, described by `identity`, which a later part of it must equal."""
+
+    def __init__(self, settings: Checkpoints, identity: dict):
+        self.settings, self.identity = settings, json.loads(json.dumps(identity))
+
+    def save(self, model: GPT, optimizer: MuonAdamW, tokenizer: Tokenizer, progress: Progress) -> None:
+        """Write a checkpoint, whole or not at all, and remove those that are more than `keep`."""
+        with new_checkpoint(self.settings.folder / f"step-{progress.step:09}") as new:
+            write_model(new, model, tokenizer)
+            write_tensors(new / _STATE, optimizer_tensors(optimizer) | _random_states())
+            (new / _PROGRESS).write_text(json.dumps({"run": self.identity, **asdict(progress)}))
+        for outdated in _checkpoints(self.settings.folder)[: -self.settings.keep]:
+            remove_folder(outdated)
+
+    def restore(self, model: GPT, optimizer: MuonAdamW) -> Progress:
+        """Put model, optimizer and random generators where the newest whole checkpoint left them.
+
+        One that is damaged is reported on stderr and passed over; without any, nothing is changed.
+        Raises ValueError where none of several is whole, and for one of another run.
+        """
+        found = _checkpoints(self.settings.folder)
+        for folder in reversed(found):
+            try:
+                require_whole(folder, (*_WEIGHTS, _STATE, _PROGRESS))
+                written = json.loads((folder / _PROGRESS).read_text())
+                run = written.pop("run")
+                progress = Progress(**written)
+                tensors = load_file(folder / _STATE)
+                weights = {k: v for name in _WEIGHTS for k, v in load_file(folder / name).items()}
+            except _UNUSABLE as error:
+                print(f"checkpoint {folder} is passed over: {error}", file=sys.stderr)
+                continue
+            self._require_same(folder, run)
+            try:
+                model.load_state_dict(weights)
+                load_optimizer_tensors(optimizer, tensors)
+                _restore_random_states(tensors)
+            except _UNUSABLE as error:
+                raise ValueError(f"checkpoint {str(folder)!r} does not fit its run: {error}") from None
+            return progress
+        if found:
+            raise ValueError(f"no checkpoint in {str(self.settings.folder)!r} is whole")
+        return Progress()
+
+    def _require_same(self, folder: Path, run: dict) -> None:
+        differing = [
+            f"{name} = {run.get(name)!r}, not {value!r}"
+            for name, value in self.identity.items()
+            if run.get(name) != value
+        ]
+        if differing:
+            raise ValueError(f"checkpoint {str(folder)!r} is of a run with {', '.join(differing)}")
+
+
+@contextmanager
+def run_folder(settings: Checkpoints) -> Iterator[None]:
+    """Keep the folder for this process while the block runs, rid of what killed ones left behind.
+
+    Raises ValueError where another process has it, and where it holds checkpoints that are not to be
+    gone on from.
+    """
+    folder = settings.folder
+    if _checkpoints(folder) and not settings.resume:
+        raise ValueError(f"{str(folder)!r} holds checkpoints: resume that run, or take another folder")
+    try:
+        with locked(folder, wait=False):
+            for leftover in folder.glob(".step-*"):
+                shutil.rmtree(leftover)
+            yield
+    except BlockingIOError:
+        raise ValueError(f"{str(folder)!r} is in use: another process trains there") from None
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """From the oldest to the newest."""
+    return sorted(folder.glob("step-" + "[0-9]" * 9))
+
+
+def optimizer_tensors(optimizer: MuonAdamW) -> dict[str, Tensor]:
+    """All state of the optimizer but its rates, which the schedule knows: PART.PARAMETER.NAME."""
+    return {
+        f"{part}.{parameter}.{name}": tensor
+        for part, state in optimizer.state_dict().items()
+        for parameter, tensors in state["state"].items()
+        for name, tensor in tensors.items()
+    }
+
+
+def load_optimizer_tensors(optimizer: MuonAdamW, tensors: dict[str, Tensor]) -> None:
+    """Take what `optimizer_tensors` gave for the same parameters; other names are passed over."""
+    state = optimizer.state_dict()
+    for name, tensor in tensors.items():
+        part, parameter, key = name.split(".")
+        if part in state:
+            state[part]["state"].setdefault(int(parameter), {})[key] = tensor
+    optimizer.load_state_dict(state)
+
+
+def _random_states() -> dict[str, Tensor]:
+    states = {"random.cpu.0": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states |= {f"random.cuda.{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
+    return states
+
+
+def _restore_random_states(tensors: dict[str, Tensor]) -> None:
+    torch.set_rng_state(tensors["random.cpu.0"])
+    for i in range(torch.cuda.device_count()):
+        if f"random.cuda.{i}" in tensors:
+            torch.cuda.set_rng_state(tensors[f"random.cuda.{i}"], i)
+
+
+class Interrupted(Exception):
+    """A run that was told to stop has written a checkpoint and stopped."""
+
+    def __init__(self, number: int, step: int, folder: Path):
+        self.number = number
+        name = signal.Signals(number).name
+        super().__init__(f"{name} after step {step}: --resume goes on from {str(folder)!r}")
+
+
+@contextmanager
+def noted_signals() -> Iterator[Callable[[], int | None]]:
+    """Note SIGINT and SIGTERM instead of dying of them; yields what tells the last one.
+
+    Outside the main thread, which alone gets signals, there are none to note.
+    """
+    noted: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+    before = {
+        number: signal.signal(number, lambda number, _: noted.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield lambda: noted[-1] if noted else None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,372 @@
+"""Runs that are interrupted, damaged, misused, and go on."""
+
+import json
+import math
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from kills import kill_and_resume
+from safetensors.torch import load_file
+
+from l3paper import steps
+from l3paper.checkpoint import load_model, save_model
+from l3paper.config import TrainConfig
+from l3paper.data import batch_starts, documents_at, load_corpus
+from l3paper.files import locked, sha256
+from l3paper.resume import Checkpoints, Interrupted
+from l3paper.steps import Diverged
+from l3paper.tokenizer import END_OF_TEXT_ID
+from l3paper.train import main, train
+
+SIZES = dict(
+    vocab_size=300, depth=2, n_embd=32, sequence_len=16, batch_size=4, num_iterations=9, eval_every=4
+)
+KINDS = {
+    "dense": dict(l3_after_layers=""),
+    "tied": dict(l3_n_emb=500, l3_k_max=16),
+    "untied": dict(l3_after_layers="0,1", l3_n_emb=500, l3_untied=True, l3_d_emb=24),
+    "moe": dict(l3_n_emb=500, l3_k_max=16, stand_in="moe"),
+}
+
+
+@pytest.fixture
+def config(text_file):
+    return TrainConfig(data=str(text_file), eval_tokens=100, **SIZES, **KINDS["tied"])
+
+
+@pytest.fixture
+def stop_after(monkeypatch):
+    """Have a signal come in the midst of a step, as from outside."""
+    original = steps.train_step
+
+    def arrange(number, step):
+        def spy(*arguments):
+            if arguments[-1] + 1 == step:
+                os.kill(os.getpid(), number)
+            return original(*arguments)
+
+        monkeypatch.setattr(steps, "train_step", spy)
+
+    return arrange
+
+
+def outcome(run):
+    kept = {k: v for k, v in run.record.items() if k not in ("seconds", "tokens_per_second")}
+    return kept, {name: tensor.numpy().tobytes() for name, tensor in run.model.state_dict().items()}
+
+
+def interrupted(config, checkpoints, stop_after, steps_done):
+    stop_after(signal.SIGTERM, steps_done)
+    with pytest.raises(Interrupted, match=f"SIGTERM after step {steps_done}: --resume"):
+        train(config, False, checkpoints)
+    stop_after(signal.SIGTERM, -1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_resumed_run_equals_an_undisturbed_one(config, kind, tmp_path, stop_after):
+    config = replace(TrainConfig(data=config.data, eval_tokens=100, **SIZES, **KINDS[kind]))
+    undisturbed = outcome(train(config, False))
+    checkpoints = Checkpoints(tmp_path, every=3, resume=True)
+    for steps_done in (1, 4, 8):  # before the first checkpoint, at an evaluation, at neither
+        interrupted(config, checkpoints, stop_after, steps_done)
+    assert outcome(train(config, False, checkpoints)) == undisturbed
+
+
+def test_checkpoints_do_not_change_a_run(config, tmp_path):
+    plain, kept = train(config, False), train(config, False, Checkpoints(tmp_path, every=2))
+    assert outcome(plain) == outcome(kept)
+
+
+def test_resuming_a_finished_run_repeats_nothing(config, tmp_path, monkeypatch):
+    finished = train(config, False, Checkpoints(tmp_path, every=4))
+    monkeypatch.setattr(steps, "train_step", lambda *_: pytest.fail("a step was done again"))
+    assert outcome(train(config, False, Checkpoints(tmp_path, resume=True))) == outcome(finished)
+
+
+def test_the_newest_are_kept_and_each_is_a_model(config, tmp_path):
+    run = train(config, False, Checkpoints(tmp_path, every=2, keep=3))
+    folders = sorted(path.name for path in tmp_path.iterdir())
+    assert folders == ["step-000000006", "step-000000008", "step-000000009"]
+    model, tokenizer = load_model(tmp_path / folders[-1], torch.device("cpu"))
+    assert tokenizer.get_vocab_size() == 300
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, run.model.state_dict()[name])
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGES = {
+    "flipped bit in the weights": lambda folder: flip(folder / "weights.safetensors"),
+    "flipped bit in the tables": lambda folder: flip(folder / "tables.safetensors"),
+    "flipped bit in the optimizer": lambda folder: flip(folder / "optimizer.safetensors"),
+    "flipped bit in the progress": lambda folder: flip(folder / "progress.json"),
+    "truncated": lambda folder: os.truncate(folder / "weights.safetensors", 100),
+    "no sums": lambda folder: (folder / "sums.json").unlink(),
+    "empty sums": lambda folder: (folder / "sums.json").write_text(""),
+    "sums of another kind": lambda folder: (folder / "sums.json").write_text("[1]"),
+    "missing file": lambda folder: (folder / "optimizer.safetensors").unlink(),
+    "empty folder": lambda folder: [path.unlink() for path in folder.iterdir()],
+}
+
+
+@pytest.fixture
+def stopped(config, tmp_path, stop_after):
+    """A folder with checkpoints of steps 3, 6 and 7, and the settings to go on from there."""
+    interrupted(config, Checkpoints(tmp_path / "run", every=3, keep=3), stop_after, 7)
+    return Checkpoints(tmp_path / "run", every=3, keep=3, resume=True)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_taken(
+    config, stopped, damage, capsys, monkeypatch
+):
+    DAMAGES[damage](stopped.folder / "step-000000007")
+    done, original = [], steps.train_step
+    monkeypatch.setattr(steps, "train_step", lambda *a: done.append(a[-1]) or original(*a))
+    resumed = train(config, False, stopped)
+    assert done == [6, 7, 8]
+    assert "step-000000007 is passed over: " in capsys.readouterr().err
+    assert outcome(resumed) == outcome(train(config, False))
+
+
+def test_without_a_whole_checkpoint_nothing_is_begun(config, stopped):
+    for folder in stopped.folder.iterdir():
+        flip(folder / "weights.safetensors")
+    with pytest.raises(ValueError, match=r"no checkpoint in .*run' is whole"):
+        train(config, False, stopped)
+
+
+@pytest.mark.parametrize(
+    "changes", [dict(n_embd=64), dict(seed=1), dict(num_iterations=10), dict(clip=1.0)], ids=str
+)
+def test_checkpoint_of_another_configuration_is_refused(config, stopped, changes):
+    ((name, value),) = changes.items()
+    with pytest.raises(ValueError, match=rf"is of a run with {name} = .*, not {value}"):
+        train(replace(config, **changes), False, stopped)
+
+
+def test_checkpoint_of_another_text_is_refused(config, stopped, tmp_path):
+    other = tmp_path / "woods.txt"  # of the same name
+    other.write_text((tmp_path / config.data).read_text().replace("amber", "alder"))
+    with pytest.raises(ValueError, match="is of a run with corpus = "):
+        train(replace(config, data=str(other)), False, stopped)
+
+
+def test_folder_with_checkpoints_is_not_begun_anew(config, stopped):
+    before = sorted(stopped.folder.rglob("*"))
+    with pytest.raises(ValueError, match="holds checkpoints: resume"):
+        train(config, False, replace(stopped, resume=False))
+    assert sorted(stopped.folder.rglob("*")) == before
+
+
+def test_second_process_is_refused(config, stopped):
+    with locked(stopped.folder), pytest.raises(ValueError, match="in use: another process trains"):
+        train(config, False, stopped)
+
+
+def test_what_a_killed_process_left_unfinished_is_cleared(config, stopped):
+    (stopped.folder / ".step-000000008.0123456789ab").mkdir()
+    train(config, False, stopped)
+    assert not list(stopped.folder.glob(".*"))
+
+
+class Bomb:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "optimizer.safetensors", "progress.json"])
+def test_a_pickle_is_never_executed(config, stopped, tmp_path, name, capsys):
+    """Even one whose sums are right."""
+    for folder in stopped.folder.iterdir():
+        (folder / name).write_bytes(pickle.dumps(Bomb(tmp_path / "executed")))
+        sums = json.loads((folder / "sums.json").read_text())
+        (folder / "sums.json").write_text(json.dumps(sums | {name: sha256(folder / name)}))
+    with pytest.raises(ValueError, match=r"no checkpoint in .* is whole"):
+        train(config, False, stopped)
+    if name == "weights.safetensors":
+        with pytest.raises(ValueError, match="cannot be used"):
+            load_model(folder, torch.device("cpu"))
+    assert not (tmp_path / "executed").exists()
+    pickle.loads((folder / name).read_bytes())
+    assert (tmp_path / "executed").exists()  # it is a bomb
+
+
+def test_files_of_a_checkpoint_that_do_not_fit_are_refused(config, stopped):
+    for folder in stopped.folder.iterdir():
+        for name in ("weights", "tables"):
+            shutil.copy(folder / "optimizer.safetensors", folder / f"{name}.safetensors")
+        sums = {p.name: sha256(p) for p in folder.iterdir() if p.name != "sums.json"}
+        (folder / "sums.json").write_text(json.dumps(sums))
+    with pytest.raises(ValueError, match="does not fit its run"):
+        train(config, False, stopped)
+
+
+# Divergence
+
+
+@pytest.fixture
+def exploding(config):
+    """The second step's weights are beyond what its products can hold."""
+    return replace(config, lr_scale=1e30)
+
+
+def test_divergence_stops_the_run_before_the_step(exploding, tmp_path):
+    with pytest.raises(Diverged, match=r"step \d+ diverged: its loss is nan") as caught:
+        train(exploding, False, Checkpoints(tmp_path, every=100))
+    record = caught.value.record
+    assert math.isnan(record["evaluations"][-1]["loss"])
+    assert record["diverged"] == str(caught.value)
+    step = record["evaluations"][-1]["step"]
+    (folder,) = tmp_path.iterdir()
+    assert folder.name == f"step-{step:09}"
+    assert all(t.isfinite().all() for t in load_file(folder / "weights.safetensors").values())
+    stream = load_corpus(exploding.data, exploding.vocab_size).train
+    starts = batch_starts(stream, 4, 16, exploding.seed, step)
+    assert record["diverged"].endswith(
+        "training documents " + ", ".join(map(str, documents_at(stream, starts, 17)))
+    )
+
+
+def test_divergence_on_the_command_line(exploding, capsys, tmp_path):
+    flags = [*as_flags(exploding), "--lr-scale=1e30", "--record", str(tmp_path / "r.json")]
+    assert main(flags) == 1
+    said = capsys.readouterr().err
+    assert "python -m l3paper.train: step " in said
+    assert "Traceback" not in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_documents_of_a_batch():
+    stream = np.full(40, 7)
+    stream[[0, 10, 12, 30]] = END_OF_TEXT_ID
+    assert documents_at(stream, np.array([2]), 8) == [0]
+    assert documents_at(stream, np.array([2]), 9) == [0, 1]
+    assert documents_at(stream, np.array([9, 35]), 4) == [0, 1, 2, 3]
+    starts = batch_starts(stream, 5, 8, seed=3, step=1)
+    assert len(starts) == 5
+    assert documents_at(stream, starts, 9) == sorted(
+        {int((stream[: at + 1] == END_OF_TEXT_ID).sum()) - 1 for s in starts for at in range(s, s + 9)}
+    )
+
+
+def test_clipping_bounds_the_step(config, monkeypatch):
+    norms = []
+    original = steps.MuonAdamW.step
+
+    def spy(self, *arguments):
+        gradients = [p.grad for g in self.param_groups for p in g["params"] if p.grad is not None]
+        norms.append(float(torch.nn.utils.get_total_norm(gradients)))
+        return original(self, *arguments)
+
+    monkeypatch.setattr(steps.MuonAdamW, "step", spy)
+    train(config, False)
+    free = norms.copy()
+    norms.clear()
+    train(replace(config, clip=min(free) / 2), False)
+    assert max(norms) <= min(free) / 2 * 1.0001
+    norms.clear()
+    train(replace(config, clip=2 * max(free)), False)
+    assert norms == free
+
+
+def test_one_batch_is_learnt_by_heart(config):
+    longer = replace(config, num_iterations=60, overfit_batch=True)
+    by_heart, usual = (
+        train(replace(longer, overfit_batch=flag), False).record["train_loss"][-1]["loss"]
+        for flag in (True, False)
+    )
+    assert by_heart < 0.5 * usual
+
+
+# The command line
+
+
+def as_flags(config):
+    names = ("data", "eval_tokens", "l3_n_emb", "l3_k_max", *SIZES)
+    return [f"--{name.replace('_', '-')}={getattr(config, name)}" for name in names]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_write_a_checkpoint_and_end_the_process(config, tmp_path, number):
+    folder = tmp_path / "run"
+    flags = [*as_flags(config), "--num-iterations=100000", f"--checkpoint-dir={folder}"]
+    command = [sys.executable, "-m", "l3paper.train", *flags, "--checkpoint-every=20"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    while not list(folder.glob("step-*")):
+        assert process.poll() is None, process.stderr.read()
+    process.send_signal(number)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 128 + number
+    assert "Traceback" not in said
+    step = int(said.partition("after step ")[2].partition(":")[0])
+    assert (folder / f"step-{step:09}" / "sums.json").exists()
+
+
+def test_runs_killed_at_random_end_exactly_as_undisturbed_ones(tmp_path, monkeypatch):
+    monkeypatch.setenv("L3_CACHE", str(tmp_path / "cache"))
+    assert kill_and_resume(tmp_path, kills=5) >= 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--resume", "--resume needs --checkpoint-dir"),
+        ("--checkpoint-dir {} --checkpoint-every 0", "checkpoint every is 0; it must be at least 1"),
+        ("--checkpoint-dir {} --checkpoint-keep 0", "checkpoint keep is 0; it must be at least 1"),
+        ("--checkpoint-dir {}/file", "cannot be written"),
+        ("--clip -1", "clip is -1.0; it must be at least 0"),
+        ("--clip nan", "clip is nan"),
+    ],
+)
+def test_bad_flags_are_refused(config, tmp_path, capsys, flags, said):
+    (tmp_path / "file").write_text("")
+    given = flags.format(tmp_path).split()
+    assert main([*as_flags(config), *given, "--record", str(tmp_path / "r.json")]) == 2
+    written = capsys.readouterr().err
+    assert said in written
+    assert written.count("\n") == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"file"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits on the size of files differ")
+@pytest.mark.parametrize("flag", ["--checkpoint-dir", "--save"])
+def test_full_disk_leaves_nothing_half_written(config, tmp_path, flag):
+    """A limit on the size of a file fails as a full disk does, in the midst of writing."""
+    script = (
+        "import resource, sys; from l3paper.train import main; "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); sys.exit(main(sys.argv[1:]))"
+    )
+    train(config, False)  # its tokenizer goes into the cache, before there is a limit
+    places = [flag, str(tmp_path / "new"), "--record", str(tmp_path / "r.json")]
+    command = [sys.executable, "-c", script, *as_flags(config), *places]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "cannot be written" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "r.json"]
+
+
+def test_saved_model_survives_a_failed_replacement(config, tmp_path, monkeypatch):
+    run = train(config, False)
+    save_model(tmp_path / "m", run.model, run.corpus.tokenizer)
+    monkeypatch.setattr("l3paper.checkpoint.save_file", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        save_model(tmp_path / "m", run.model, run.corpus.tokenizer)
+    load_model(tmp_path / "m", torch.device("cpu"))
