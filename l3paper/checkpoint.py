@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 from l3paper.files import atomic_folder, sha256
 from l3paper.gpt import GPT, GPTConfig
 from l3paper.offload import FileTable, RowStore, offload_tables
+from l3paper.tokenizer import load_tokenizer
 
 TABLES = ("resident", "offloaded", "file")
 """Where the L3 tables of a loaded model are: on its device, in CPU memory, or in their file."""
@@ -59,7 +60,7 @@ def write_model(folder: Path, model: GPT, tokenizer: Tokenizer) -> None:
     names = [f"l3_layers.{name}.{table}" for name, layer in layers for table in layer.table_names()]
     tables = {name: state.pop(name) for name in names}
     (folder / "config.json").write_text(json.dumps(asdict(model.config), indent=1) + "\n")
-    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
     write_tensors(folder / "weights.safetensors", state)
     write_tensors(folder / "tables.safetensors", tables)
 
@@ -90,8 +91,7 @@ def load_model(folder: Path, device: torch.device, tables: str = "resident") -> 
 
 def _load(folder: Path, device: torch.device, tables: str) -> tuple[GPT, Tokenizer]:
     require_whole(folder, [name for name in _FILES if (tables, name) != ("file", _FILES[-1])])
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.encode_special_tokens = True  # no part of the file; the special token's words are text
+    tokenizer = load_tokenizer(folder / "tokenizer.json")
     config = GPTConfig(**json.loads((folder / "config.json").read_text()))
     with torch.device("meta"):  # no weight is made only to be thrown away
         model = GPT(config)
@@ -120,6 +120,10 @@ def file_tables(path: Path) -> dict[str, FileTable]:
     """
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
+        if length > path.stat().st_size - 8:
+            raise ValueError(
+                f"{path.name} says that its header has {length:,} bytes; it has not so many"
+            )
         header = json.loads(file.read(length))
     start = 8 + length
     found, end = {}, start

@@ -8,12 +8,15 @@ import hashlib
 import json
 import sysconfig
 from collections.abc import Iterable, Iterator
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 from typing import NamedTuple
 
 SEPARATOR = "<|endoftext|>"
 """A line of a .txt file that holds only this divides two documents."""
+
+MAX_LINE = 2**24
+"""Bytes. A line is held in memory whole, and may be one word to the tokenizer: there must be an end."""
 
 VALIDATION_PERCENT = 5
 _SUFFIXES = (".txt", ".jsonl", ".parquet")
@@ -120,6 +123,8 @@ def _path(root: Path) -> Iterator[Document]:
     if root.is_dir():
         paths = sorted(p for p in root.rglob("*") if p.suffix in _SUFFIXES and p.is_file())
         names = [p.relative_to(root).as_posix() for p in paths]
+        if not paths:
+            raise ValueError(f"data folder {str(root)!r} has no file {' or '.join(_SUFFIXES)}")
     elif not root.is_file():
         raise ValueError(f"data source {str(root)!r} is no file or folder, nor 'stdlib' or 'hf:NAME'")
     elif root.suffix not in _SUFFIXES:
@@ -133,16 +138,34 @@ def _path(root: Path) -> Iterator[Document]:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file; ValueError where it is not UTF-8."""
-    try:
-        return path.read_bytes().decode()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"data file {path.name!r} is not UTF-8 text: {error}") from None
+    """The text of a file; ValueError as of `read_lines`."""
+    return "".join(read_lines(path))
+
+
+def read_lines(path: Path) -> Iterator[str]:
+    """The lines of a file, with their ends.
+
+    Raises ValueError, naming file and line, for one of more than MAX_LINE bytes and for what is not
+    UTF-8 text.
+    """
+    with open(path, "rb") as file:
+        for number in count(1):
+            line = file.readline(MAX_LINE + 1)
+            if not line:
+                return
+            if len(line) > MAX_LINE:
+                raise ValueError(f"{path.name}, line {number}: longer than {MAX_LINE:,} bytes")
+            if b"\0" in line:
+                raise ValueError(f"{path.name}, line {number}: a NUL byte; this is no text")
+            try:
+                yield line.decode()
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{path.name}, line {number}: not UTF-8 text: {error}") from None
 
 
 def _txt(path: Path) -> Iterator[str]:
     lines: list[str] = []
-    for line in read_text(path).splitlines(keepends=True):
+    for line in read_lines(path):
         if line.strip() == SEPARATOR:
             yield "".join(lines)
             lines = []
@@ -152,12 +175,12 @@ def _txt(path: Path) -> Iterator[str]:
 
 
 def _jsonl(path: Path) -> Iterator[str]:
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         if line.strip():
             try:
                 text = json.loads(line)["text"]
                 text.encode()
-            except (ValueError, KeyError, TypeError, AttributeError):
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 raise ValueError(
                     f"{path.name}, line {number}: no JSON object with a string 'text'"
                 ) from None

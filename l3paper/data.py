@@ -16,7 +16,13 @@ from torch import Tensor
 
 from l3paper import files
 from l3paper.corpus import fingerprint, read_documents, split_documents
-from l3paper.tokenizer import END_OF_TEXT_ID, encode_documents, token_bytes, train_tokenizer
+from l3paper.tokenizer import (
+    END_OF_TEXT_ID,
+    encode_documents,
+    load_tokenizer,
+    token_bytes,
+    train_tokenizer,
+)
 
 _FORMAT = 1  # of the cache; a higher number leaves older folders unused
 _STREAMS = ("train", "validation")
@@ -85,7 +91,7 @@ def load_corpus(
         train, validation = split_documents(documents)
         tokenizer = train_tokenizer((d.text for d in train), vocab_size)
         with files.atomic_folder(folder) as new:
-            tokenizer.save(str(new / "tokenizer.json"))
+            (new / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
             for stream, part in zip(_STREAMS, (train, validation), strict=True):
                 np.save(new / f"{stream}.npy", encode_documents(tokenizer, [d.text for d in part]))
             sums = {path.name: files.sha256(path) for path in sorted(new.iterdir())} | {"key": key}
@@ -106,9 +112,7 @@ def _load(folder: Path, name: str, sha256: str) -> TokenizedCorpus:
         if files.sha256(folder / file) != sums.get(file):
             raise ValueError(f"{file} is damaged")
     streams = [np.load(folder / f"{stream}.npy", mmap_mode="r") for stream in _STREAMS]
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.encode_special_tokens = True  # no part of the file; the special token's words are text
-    return TokenizedCorpus(name, sha256, tokenizer, *streams)
+    return TokenizedCorpus(name, sha256, load_tokenizer(folder / "tokenizer.json"), *streams)
 
 
 def training_batch(

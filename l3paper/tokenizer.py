@@ -1,6 +1,7 @@
 """Byte-level BPE: text to token ids and back, without ever meeting an unknown character."""
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -34,6 +35,17 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         raise ValueError(
             f"vocab_size is {vocab_size}, but this text supports only {tokenizer.get_vocab_size()}"
         )
+    return tokenizer
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """From a file that `Tokenizer.to_str` went into; ValueError where it is none."""
+    text = path.read_text(encoding="utf-8")
+    try:
+        tokenizer = Tokenizer.from_str(text)
+    except Exception as error:  # the library raises nothing more special
+        raise ValueError(f"{path.name} is no tokenizer: {error}") from None
+    tokenizer.encode_special_tokens = True  # no part of the file; the special token's words are text
     return tokenizer
 
 

@@ -131,10 +131,11 @@ def test_missing_package_names_the_extra(folder, monkeypatch, module, source, ex
     ("name", "content", "message"),
     [
         ("a.md", b"text", r"'a.md' must end in one of .txt, .jsonl, .parquet"),
-        ("a.txt", b"caf\xe9", "'a.txt' is not UTF-8 text"),
+        ("a.txt", b"caf\xe9", "a.txt, line 1: not UTF-8 text"),
         ("a.txt", b"", "holds no text"),
         ("a.txt", b"<|endoftext|>\n", "holds no text"),
-        ("a.jsonl", b'{"text": "caf\xe9"}', "'a.jsonl' is not UTF-8 text"),
+        ("a.txt", b"one\ntwo\0", "a.txt, line 2: a NUL byte"),
+        ("a.jsonl", b'{"text": "caf\xe9"}', "a.jsonl, line 1: not UTF-8 text"),
         ("a.jsonl", b'{"text": "x"}\n\n{"text": \n', "a.jsonl, line 3: no JSON object"),
         ("a.jsonl", b'{"body": "x"}\n', "a.jsonl, line 1: .* string 'text'"),
         ("a.jsonl", b'{"text": 3}\n', "a.jsonl, line 1: .* string 'text'"),
@@ -154,7 +155,7 @@ def test_bad_file_is_refused(tmp_path, name, content, message):
 def test_missing_path_and_empty_folder_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"nowhere' is no file or folder, nor 'stdlib' or 'hf:NAME'"):
         read_documents(str(tmp_path / "nowhere"))
-    with pytest.raises(ValueError, match="holds no text"):
+    with pytest.raises(ValueError, match=r"' has no file .txt or .jsonl or .parquet"):
         read_documents(str(tmp_path))
 
 

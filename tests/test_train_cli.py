@@ -247,7 +247,7 @@ def test_words_are_part_of_the_record(tiny, tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "No such file"), (b" \n\n", "holds no words"), (b"\xff", "is not UTF-8")],
+    [(None, "No such file"), (b" \n\n", "holds no words"), (b"\xff", "not UTF-8")],
 )
 def test_bad_words_are_refused_before_training(refused, tmp_path, monkeypatch, content, message):
     monkeypatch.setattr(steps_module, "train_step", lambda *arguments: pytest.fail("worked in vain"))
