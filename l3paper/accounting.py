@@ -141,6 +141,25 @@ def predicted_bytes(model: GPT, steps: Iterable[Tensor]) -> float:
     return costs.touched_bytes(model.lm_head.weight.element_size()) * len(distinct)
 
 
+def exchanged_bytes(
+    config: GPTConfig, positions: int, processes: int, bytes_per_number: int = 4
+) -> dict[str, float]:
+    """What a process sends in a step for the gradients of all L3 tables.
+
+    "positions" is what `l3paper.distributed.SharedLookup` sends, for as many `positions` a process:
+    ids, queries and output gradients to all others. "dense" is what a ring of all-reduces takes (each
+    process sends everything but its own part, twice), and what sharded tables take for gathering and
+    for dividing the gradient.
+    """
+    layers, c = len(config.l3_blocks), config.n_embd
+    d_emb = config.l3_d_emb or c
+    table_bytes = bytes_per_number * config.l3_n_emb * (c if config.l3_tie_kv else c + d_emb)
+    return {
+        "positions": layers * (processes - 1) * positions * (8 + bytes_per_number * (c + d_emb)),
+        "dense": layers * 2 * (processes - 1) / processes * table_bytes,
+    }
+
+
 def _l3_projections(variant: str, c: int, d_emb: int, d_up: int) -> int:
     if variant == "no-up":
         return (d_emb + c) * c

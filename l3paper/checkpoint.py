@@ -53,9 +53,11 @@ def require_whole(folder: Path, names: Iterable[str]) -> None:
             raise ValueError(f"{name} is damaged")
 
 
-def write_model(folder: Path, model: GPT, tokenizer: Tokenizer) -> None:
-    """The model's four files, into a folder that is there."""
-    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+def write_model(
+    folder: Path, model: GPT, tokenizer: Tokenizer, state: dict[str, torch.Tensor] | None = None
+) -> None:
+    """The model's four files, into a folder that is there; `state`, where given, is its state dict."""
+    state = {k: tensor.contiguous() for k, tensor in (state or model.state_dict()).items()}
     layers = model.l3_layers.items()
     names = [f"l3_layers.{name}.{table}" for name, layer in layers for table in layer.table_names()]
     tables = {name: state.pop(name) for name in names}

@@ -51,6 +51,7 @@ class TrainConfig:
     eval_tokens: int = _option(32768, "held-out tokens each of those takes; the last takes all")
     words: str = _option("", "a .txt file, such as WikiText-2's, to take the perplexity by the word on")
     seed: int = _option(0, "of the initialisation and the batches")
+    shard: bool = _option(False, "under torchrun: divide the L3 tables among the processes by rows")
     device: str = _option("auto", "cpu, cuda, or auto for whichever is there; CUDA runs in bfloat16")
 
     def __post_init__(self):

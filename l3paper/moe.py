@@ -6,6 +6,7 @@ No expert has a capacity: no choice is dropped and none padded.
 """
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -74,6 +75,9 @@ class MoE(nn.Module):
         weights, chosen = probabilities.topk(self.experts_per_token, dim=-1)  # (N, k)
         count = chosen.flatten().bincount(minlength=len(self.c_fc))  # (E,)
         self.load = count.to(logits.dtype) / chosen.numel()
+        if dist.is_initialized():  # even over the positions of all processes
+            dist.all_reduce(self.load)
+            self.load /= dist.get_world_size()
         balance = len(count) * (self.load * probabilities.mean(dim=0)).sum()
         z = logits.logsumexp(dim=-1).square().mean()
         self.auxiliary = BALANCE_WEIGHT * balance + Z_WEIGHT * z

@@ -22,6 +22,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from l3paper.checkpoint import new_checkpoint, require_whole, write_model, write_tensors
+from l3paper.distributed import divided_like, whole
 from l3paper.files import locked, remove_folder
 from l3paper.gpt import GPT
 from l3paper.optim import MuonAdamW
@@ -69,11 +70,24 @@ class RunFolder:
     def __init__(self, settings: Checkpoints, identity: dict):
         self.settings, self.identity = settings, json.loads(json.dumps(identity))
 
-    def save(self, model: GPT, optimizer: MuonAdamW, tokenizer: Tokenizer, progress: Progress) -> None:
-        """Write a checkpoint, whole or not at all, and remove those that are more than `keep`."""
+    def save(
+        self,
+        model: GPT,
+        optimizer: MuonAdamW,
+        tokenizer: Tokenizer,
+        progress: Progress,
+        writes: bool = True,
+    ) -> None:
+        """Write a checkpoint, whole or not at all, and remove those that are more than `keep`.
+
+        Of several processes that train one model, all call this, and one writes.
+        """
+        state, tensors = whole(model.state_dict()), whole(optimizer_tensors(optimizer))
+        if not writes:
+            return
         with new_checkpoint(self.settings.folder / f"step-{progress.step:09}") as new:
-            write_model(new, model, tokenizer)
-            write_tensors(new / _STATE, optimizer_tensors(optimizer) | _random_states())
+            write_model(new, model, tokenizer, state)
+            write_tensors(new / _STATE, tensors | _random_states())
             (new / _PROGRESS).write_text(json.dumps({"run": self.identity, **asdict(progress)}))
         for outdated in _checkpoints(self.settings.folder)[: -self.settings.keep]:
             remove_folder(outdated)
@@ -98,7 +112,8 @@ class RunFolder:
                 continue
             self._require_same(folder, run)
             try:
-                model.load_state_dict(weights)
+                own = model.state_dict()
+                model.load_state_dict({k: divided_like(t, own[k]) for k, t in weights.items()})
                 load_optimizer_tensors(optimizer, tensors)
                 _restore_random_states(tensors)
             except _UNUSABLE as error:
@@ -155,10 +170,15 @@ def optimizer_tensors(optimizer: MuonAdamW) -> dict[str, Tensor]:
 def load_optimizer_tensors(optimizer: MuonAdamW, tensors: dict[str, Tensor]) -> None:
     """Take what `optimizer_tensors` gave for the same parameters; other names are passed over."""
     state = optimizer.state_dict()
+    parameters = {
+        part: [p for group in getattr(optimizer, part).param_groups for p in group["params"]]
+        for part in state
+    }
     for name, tensor in tensors.items():
-        part, parameter, key = name.split(".")
+        part, number, key = name.split(".")
         if part in state:
-            state[part]["state"].setdefault(int(parameter), {})[key] = tensor
+            like = parameters[part][int(number)]
+            state[part]["state"].setdefault(int(number), {})[key] = divided_like(tensor, like)
     optimizer.load_state_dict(state)
 
 

@@ -1,18 +1,21 @@
 """The steps of a training run: schedule, update, evaluations, checkpoints, and where to stop."""
 
 import math
+import signal
 import statistics
 import time
 from contextlib import nullcontext
+from dataclasses import dataclass
 
 import torch
-from torch.nn.utils import clip_grad_norm_, get_total_norm
+from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from l3paper.config import TrainConfig
 from l3paper.data import TokenizedCorpus, batch_starts, documents_at, training_batch
 from l3paper.device import precision
+from l3paper.distributed import Group, limit_gradients
 from l3paper.evaluation import evaluate
 from l3paper.gpt import GPT
 from l3paper.optim import MuonAdamW
@@ -36,38 +39,46 @@ class Diverged(ArithmeticError):
         )
 
 
-def train_on(
-    config: TrainConfig,
-    model: GPT,
-    optimizer: MuonAdamW,
-    corpus: TokenizedCorpus,
-    progress: Progress,
-    folder: RunFolder | None,
-    show_progress: bool,
-) -> None:
-    """From where `progress` stands to the last step, noting losses and times there."""
-    for group in optimizer.param_groups:
-        group["initial_lr"] = group["lr"]
+@dataclass
+class Training:
+    """One run in one process."""
+
+    config: TrainConfig
+    corpus: TokenizedCorpus
+    model: GPT
+    forward: nn.Module
+    """The model as it trains: its gradients are means over the processes."""
+    optimizer: MuonAdamW
+    progress: Progress
+    folder: RunFolder | None
+    group: Group
+
+
+def train_on(run: Training, show_progress: bool) -> None:
+    """From where the run stands to the last step, noting losses and times."""
+    config, progress, folder = run.config, run.progress, run.folder
+    for parameters in run.optimizer.param_groups:
+        parameters["initial_lr"] = parameters["lr"]
     schedule = LambdaLR(
-        optimizer,
+        run.optimizer,
         lambda step: config.lr_scale * learning_rate_factor(step, config.num_iterations),
         last_epoch=progress.step - 1,
     )
     if not progress.evaluations:
-        progress.evaluations.append(_evaluation(model, corpus, config, step=0))
+        progress.evaluations.append(_evaluation(run, step=0))
 
     def save() -> None:
-        folder.save(model, optimizer, corpus.tokenizer, progress)
+        folder.save(run.model, run.optimizer, run.corpus.tokenizer, progress, run.group.rank == 0)
 
     steps = range(progress.step, config.num_iterations)
     bar = tqdm(
         initial=progress.step, total=config.num_iterations, disable=not show_progress, unit="step"
     )
-    with bar, noted_signals() if folder else nullcontext(lambda: None) as stop:
+    with bar, noted_signals() if folder else nullcontext(lambda: None) as told:
         for step in steps:
             begin = time.perf_counter()
             try:
-                progress.losses.append(train_step(model, optimizer, corpus, config, step))
+                progress.losses.append(train_step(run, step))
             except Diverged:
                 if folder:
                     save()
@@ -80,13 +91,13 @@ def train_on(
             progress.seconds.append(time.perf_counter() - begin)
             last = step + 1 == config.num_iterations
             if last or (step + 1) % config.eval_every == 0:
-                evaluation = _evaluation(model, corpus, config, step + 1, everything=last)
-                progress.evaluations.append(evaluation)
+                progress.evaluations.append(_evaluation(run, step + 1, everything=last))
             _show(bar, config, progress)
-            if folder and (stop() or last or (step + 1) % folder.settings.every == 0):
+            stop = folder is not None and run.group.any(told() is not None, run.model.device)
+            if folder and (stop or last or (step + 1) % folder.settings.every == 0):
                 save()
-            if stop():
-                raise Interrupted(stop(), step + 1, folder.settings.folder)
+            if stop:
+                raise Interrupted(told() or signal.SIGTERM, step + 1, folder.settings.folder)
 
 
 def learning_rate_factor(step: int, steps: int) -> float:
@@ -96,29 +107,26 @@ def learning_rate_factor(step: int, steps: int) -> float:
     return min(1.0, rise, fall)
 
 
-def train_step(
-    model: GPT, optimizer: MuonAdamW, corpus: TokenizedCorpus, config: TrainConfig, step: int
-) -> float:
-    """One batch forward, backward, and into the weights; the loss before the update.
+def train_step(run: Training, step: int) -> float:
+    """One batch forward, backward, and into the weights; the whole batch's loss before the update.
 
     Raises Diverged, and leaves the weights alone, where the loss or a gradient is not finite.
     """
+    model, config, stream = run.model, run.config, run.corpus.train
     which = config.batch_size, config.sequence_len, config.seed, 0 if config.overfit_batch else step
-    inputs, targets = training_batch(corpus.train, *which)
+    inputs, targets = (run.group.part(batch) for batch in training_batch(stream, *which))
     with precision(model):
-        loss = model(inputs.to(model.device), targets.to(model.device))
+        loss = run.forward(inputs.to(model.device), targets.to(model.device))
         total = loss + model.auxiliary_loss()
     total.backward()
-    if config.clip:
-        norm = clip_grad_norm_(model.parameters(), config.clip)
-    else:
-        norm = get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
-    loss, norm = torch.stack([loss.detach(), norm]).tolist()  # the step's one wait for the device
+    norm = limit_gradients(model, config.clip)
+    loss = run.group.mean(loss.detach())
+    loss, norm = torch.stack([loss, norm]).tolist()  # the step's one wait for the device
     if not math.isfinite(loss + norm):
-        starts = batch_starts(corpus.train, *which)
-        raise Diverged(step, loss, norm, documents_at(corpus.train, starts, config.sequence_len + 1))
-    optimizer.step()
-    optimizer.zero_grad()
+        starts = batch_starts(stream, *which)
+        raise Diverged(step, loss, norm, documents_at(stream, starts, config.sequence_len + 1))
+    run.optimizer.step()
+    run.optimizer.zero_grad()
     return loss
 
 
@@ -127,9 +135,10 @@ def tokens_a_step(config: TrainConfig) -> int:
     return config.batch_size * config.sequence_len
 
 
-def _evaluation(model, corpus, config, step, everything=False) -> dict[str, float]:
+def _evaluation(run: Training, step: int, everything: bool = False) -> dict[str, float]:
+    config, corpus = run.config, run.corpus
     limit = None if everything else config.eval_tokens
-    loss, bits = evaluate(model, corpus.validation, corpus.token_bytes, config.batch_size, limit)
+    loss, bits = evaluate(run.model, corpus.validation, corpus.token_bytes, config.batch_size, limit)
     return {
         "step": step,
         "tokens": step * tokens_a_step(config),

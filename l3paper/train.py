@@ -11,7 +11,13 @@ from pathlib import Path
 
 import torch
 
-from l3paper.accounting import STAND_INS, Accounting, account, weighted_mean_rows
+from l3paper.accounting import (
+    STAND_INS,
+    Accounting,
+    account,
+    exchanged_bytes,
+    weighted_mean_rows,
+)
 from l3paper.allocation import ALLOCATIONS, allocation_to_bounds
 from l3paper.checkpoint import save_model
 from l3paper.config import TrainConfig, add_flags, from_flags
@@ -21,14 +27,15 @@ from l3paper.data import (
     load_corpus,
     require_length,
 )
-from l3paper.device import pick_device, precision
+from l3paper.device import precision
+from l3paper.distributed import joined, parallel, speaks, whole
 from l3paper.evaluation import read_words, word_perplexity
 from l3paper.files import cache_folder, require_writable
 from l3paper.generate import generate
 from l3paper.gpt import GPT
 from l3paper.records import environment, write_record
 from l3paper.resume import Checkpoints, Interrupted, Progress, RunFolder, run_folder
-from l3paper.steps import Diverged, tokens_a_step, train_on
+from l3paper.steps import Diverged, Training, tokens_a_step, train_on
 
 
 @dataclass(frozen=True)
@@ -50,25 +57,34 @@ def train(
     OSError for a text of words that cannot be read, Diverged where a step's loss or gradients are not
     finite: it carries the record so far, and `checkpoints` keep the state before that step.
     """
-    device = pick_device(config.device)
-    with run_folder(checkpoints) if checkpoints else nullcontext():
+    lock = run_folder(checkpoints) if checkpoints and speaks() else nullcontext()
+    with lock, joined(config.device) as (group, device):
+        if config.batch_size % group.size:
+            raise ValueError(
+                f"batch_size is {config.batch_size}; {group.size} processes must divide it evenly"
+            )
         corpus = load_corpus(config.data, config.vocab_size, config.data_bytes)
         require_length(corpus.train, config.sequence_len)
         words = read_words(Path(config.words)) if config.words else None
         torch.manual_seed(config.seed)
         model, costs = build_model(config, corpus)
         model.to(device)
+        forward = parallel(model, group, config.shard)
         optimizer = model.setup_optimizer(table_lr=config.table_lr, router_lr=config.router_lr)
         folder = RunFolder(checkpoints, _identity(config, corpus)) if checkpoints else None
         progress = folder.restore(model, optimizer) if folder else Progress()
         record = _description(config, corpus, model, costs)
+        run = Training(config, corpus, model, forward, optimizer, progress, folder, group)
         try:
-            train_on(config, model, optimizer, corpus, progress, folder, show_progress)
+            train_on(run, show_progress and speaks())
         except Diverged as error:
             record["diverged"] = str(error)
             error.record = record | _measured(config, progress)
             raise
-    record |= _measured(config, progress)
+        record |= _measured(config, progress)
+        if group.size > 1:
+            record["processes"] = _exchange(run)
+            model = _alone(run.model)
     record["sample"] = sample_text(model, corpus, new_tokens=64)
     if words is not None:
         record["words"] = word_perplexity(model, corpus, words, config.batch_size)
@@ -102,10 +118,27 @@ def _measured(config: TrainConfig, progress: Progress) -> dict:
     }
 
 
+def _exchange(run: Training) -> dict:
+    """What a process sends in a step for the tables' gradients, beside a dense exchange, in bytes."""
+    config, processes = run.config, run.group.size
+    size = run.model.lm_head.weight.element_size()
+    dense = exchanged_bytes(run.model.config, 0, processes, size)["dense"]
+    lookups = [layer.lookup for layer in run.model.l3_layers.values()]
+    sent = dense if config.shard else sum(x.bytes_sent / max(1, x.exchanges) for x in lookups)
+    return {"number": processes, "shard": config.shard, "table_bytes": sent, "dense_bytes": dense}
+
+
+def _alone(model: GPT) -> GPT:
+    """A model of this process's own with the weights of one that several train."""
+    alone = GPT(model.config).to(model.device)
+    alone.load_state_dict(whole(model.state_dict()))
+    return alone
+
+
 def _identity(config: TrainConfig, corpus: TokenizedCorpus) -> dict:
     """What a checkpoint must share with the run that goes on from it."""
     settings = asdict(config) | {"data": corpus_name(config.data), "corpus": corpus.sha256}
-    return {name: value for name, value in settings.items() if name not in ("device", "words")}
+    return {name: value for name, value in settings.items() if name not in ("device", "words", "shard")}
 
 
 def build_model(config: TrainConfig, corpus: TokenizedCorpus) -> tuple[GPT, Accounting]:
@@ -204,6 +237,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.save:
             require_writable(given.save / "config.json")
         run = train(config, checkpoints=_checkpoints(given))
+        if not speaks():
+            return 0
         write_record(path, run.record)
         if given.save:
             save_model(given.save, run.model, run.corpus.tokenizer)
@@ -230,7 +265,14 @@ def _fail(why: object, code: int) -> int:
 def report(record: dict) -> str:
     """The end of a run in a few lines."""
     corpus, model, last = record["corpus"], record["model"], record["evaluations"][-1]
-    return (
+    lines = ""
+    if processes := record.get("processes"):
+        sent, dense = processes["table_bytes"], processes["dense_bytes"]
+        lines = (
+            f"{processes['number']} processes: each sent {sent:,.0f} bytes a step for the tables' "
+            f"gradients, {sent / max(1, dense):.1%} of a dense exchange\n"
+        )
+    return lines + (
         f"text sample: {record['sample']!r}\n"
         f"unigram entropy of the training text: {corpus['unigram_entropy']:.3f} nats/token\n"
         f"loss on all {corpus['validation_tokens']:,} held-out tokens: {last['loss']:.3f} nats/token"

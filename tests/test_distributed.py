@@ -1,0 +1,129 @@
+"""Several processes train the model that one does.
+
+In float64, where sums in another order agree to the last digits. In float32 they differ in the seventh,
+and Muon, which rounds to bfloat16, makes visible differences of those within a few steps.
+"""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from test_resume import KINDS
+
+from l3paper.accounting import exchanged_bytes
+from l3paper.config import PRESETS, TrainConfig
+from l3paper.train import main, train
+
+SIZES = dict(vocab_size=300, depth=2, n_embd=32, sequence_len=16, batch_size=8, num_iterations=50)
+SIZES |= dict(eval_every=25, eval_tokens=200)
+KINDS = KINDS | {"clipped": KINDS["tied"] | dict(clip=0.5)}
+
+
+def flags_of(config):
+    return [
+        f"--{name.replace('_', '-')}" + ("" if value is True else f"={value}")
+        for name, value in (SIZES | config).items()
+    ]
+
+
+MODULE = ["-m", "l3paper.train"]
+SCRIPT = """
+import sys, torch
+from l3paper.train import main
+torch.set_default_dtype(torch.float64)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture(scope="module")
+def script(tmp_path_factory):
+    path = tmp_path_factory.mktemp("script") / "train64.py"
+    path.write_text(SCRIPT)
+    return path
+
+
+def torchrun(processes, program, *arguments):
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
+    command += ["--standalone", *program, *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+@pytest.fixture(scope="module")
+def alone(text_file):
+    """The record of the same run in one process; every kind runs once."""
+    records = {}
+
+    def get(kind):
+        if kind not in records:
+            config = TrainConfig(data=str(text_file), **SIZES | KINDS[kind])
+            torch.set_default_dtype(torch.float64)
+            try:
+                records[kind] = train(config, show_progress=False).record
+            finally:
+                torch.set_default_dtype(torch.float32)
+        return records[kind]
+
+    return get
+
+
+CASES = [(2, "tied", False), (4, "tied", False), (2, "tied", True), (4, "tied", True)]
+CASES += [(2, "untied", False), (2, "untied", True), (2, "moe", False), (2, "clipped", True)]
+
+
+@pytest.mark.parametrize(("processes", "kind", "shard"), CASES)
+def test_losses_equal_those_of_one_process(alone, text_file, script, tmp_path, processes, kind, shard):
+    places = [f"--data={text_file}", f"--record={tmp_path / 'r.json'}", f"--save={tmp_path / 'm'}"]
+    given = [*flags_of(KINDS[kind]), *places, *["--shard"] * shard]
+    done = torchrun(processes, [script], *given)
+    assert done.returncode == 0, done.stderr
+    record, expected = json.loads((tmp_path / "r.json").read_text()), alone(kind)
+    for curve in ("train_loss", "evaluations"):
+        losses = [[point["loss"] for point in r[curve]] for r in (record, expected)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert record["processes"]["number"] == processes
+    if kind != "moe":
+        config = TrainConfig(**SIZES | KINDS[kind]).model_config()
+        exchange = exchanged_bytes(config, 8 * 16 // processes, processes, bytes_per_number=8)
+        assert record["processes"]["dense_bytes"] == exchange["dense"]
+        sent = exchange["dense" if shard else "positions"]
+        assert record["processes"]["table_bytes"] == sent
+        assert f"{processes} processes: each sent {sent:,.0f} bytes a step" in done.stdout
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_tables_take_less_than_a_fifth_of_a_dense_exchange_at_laptop_size(processes):
+    config = PRESETS["laptop"]
+    positions = config.batch_size * config.sequence_len // processes
+    exchange = exchanged_bytes(config.model_config(), positions, processes)
+    assert 0 < exchange["positions"] < exchange["dense"] / 5
+
+
+@pytest.mark.parametrize("shard", [False, True])
+def test_interrupted_run_of_two_processes_goes_on(text_file, tmp_path, shard):
+    places = [f"--data={text_file}", f"--record={tmp_path / 'r.json'}"]
+    places += [f"--checkpoint-dir={tmp_path / 'run'}", "--checkpoint-every=20", "--resume"]
+    given = [*flags_of(KINDS["tied"]), *places, *["--shard"] * shard]
+    assert torchrun(2, MODULE, *given).returncode == 0
+    whole = json.loads((tmp_path / "r.json").read_text())
+    for step in (50, 40):  # as a run that was killed after step 20 would have left them
+        for path in sorted((tmp_path / "run").glob(f"step-{step:09}/*")):
+            path.unlink()
+    os.rmdir(tmp_path / "run" / "step-000000050")
+    os.rmdir(tmp_path / "run" / "step-000000040")
+    assert torchrun(2, MODULE, *given).returncode == 0
+    assert json.loads((tmp_path / "r.json").read_text())["train_loss"] == whole["train_loss"]
+
+
+def test_a_batch_that_cannot_be_divided_is_refused(text_file, tmp_path):
+    done = torchrun(2, MODULE, *flags_of({"batch_size": 7}), f"--data={text_file}")
+    assert "batch_size is 7; 2 processes must divide it evenly" in done.stderr
+
+
+def test_shards_need_several_processes(text_file, tmp_path, capsys):
+    flags = [*flags_of(KINDS["tied"]), f"--data={text_file}", f"--record={tmp_path / 'r.json'}"]
+    assert main([*flags, "--shard"]) == 2
+    assert "shard is set, but there is one process" in capsys.readouterr().err
