@@ -5,7 +5,7 @@ import signal
 import statistics
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -49,9 +49,9 @@ class Training:
     forward: nn.Module
     """The model as it trains: its gradients are means over the processes."""
     optimizer: MuonAdamW
-    progress: Progress
-    folder: RunFolder | None
-    group: Group
+    progress: Progress = field(default_factory=Progress)
+    folder: RunFolder | None = None
+    group: Group = field(default_factory=Group)
 
 
 def train_on(run: Training, show_progress: bool) -> None:

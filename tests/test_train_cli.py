@@ -307,9 +307,9 @@ def test_every_step_takes_its_factor(tiny, monkeypatch):
     rates = []
     original = steps_module.train_step
 
-    def spy(model, optimizer, *rest):
-        rates.append([group["lr"] for group in optimizer.param_groups])
-        return original(model, optimizer, *rest)
+    def spy(run, step):
+        rates.append([group["lr"] for group in run.optimizer.param_groups])
+        return original(run, step)
 
     monkeypatch.setattr(steps_module, "train_step", spy)
     model = train(tiny("l3 tied", lr_scale=2.0), show_progress=False).model
@@ -374,6 +374,7 @@ def test_every_setting_has_its_flag():
         router_lr=0.5,
         clip=0.6,
         overfit_batch=True,
+        shard=True,
         eval_every=10,
         eval_tokens=11,
         words="b.txt",
