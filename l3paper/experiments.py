@@ -142,13 +142,17 @@ def record_path(config: TrainConfig, folder: Path) -> Path:
     evaluated on.
     """
     defaults = asdict(TrainConfig())
-    settings = {key: value for key, value in asdict(config).items() if value != defaults[key]}
+    settings = {key: value for key, value in _settings(config).items() if value != defaults[key]}
     settings["data"] = corpus_name(config.data)
-    settings["l3_after_layers"] = config.model_config().l3_after_layers  # by default, it is worked out
     for name in ("device", "words"):
         settings.pop(name, None)
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
     return folder / f"{config.kind}-lr{config.lr_scale:g}-seed{config.seed}-{digest}.json"
+
+
+def _settings(config: TrainConfig) -> dict:
+    """With the places of L3 layers worked out, where the configuration leaves them to the depth."""
+    return asdict(config) | {"l3_after_layers": config.model_config().l3_after_layers}
 
 
 def _read(path: Path, config: TrainConfig) -> dict:
@@ -156,10 +160,10 @@ def _read(path: Path, config: TrainConfig) -> dict:
     record = read_record(path)
     passing = {"device", "data", "words"}
     passing |= {name for name, kind in RATES_OF_ONE_KIND.items() if kind != config.kind}
-    made_with = asdict(TrainConfig()) | record["config"]
+    made_with = _settings(replace(TrainConfig(), **record["config"]))
     differing = [
         f"{name} = {made_with[name]!r}, not {value!r}"
-        for name, value in asdict(config).items()
+        for name, value in _settings(config).items()
         if name not in passing and made_with[name] != value
     ]
     if differing:

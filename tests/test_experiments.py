@@ -209,6 +209,17 @@ def test_record_of_another_configuration_is_refused(tiny, tmp_path):
         recorded(config, path, "any")
 
 
+def test_a_place_given_and_the_same_worked_out_are_one_run(tiny, tmp_path):
+    config = EXPERIMENTS["tiny"].configs("smoke", tiny)["l3"]
+    given = replace(config, l3_after_layers=str(config.depth // 2))
+    path = record_path(config, tmp_path)
+    assert path == record_path(given, tmp_path)
+    assert config.l3_after_layers is None
+    record = {"config": asdict(config), "corpus": {"sha256": "this"}}
+    write_record(path, record)
+    assert recorded(given, path, "this") == record
+
+
 def curves(folder):
     records = {path.name: json.loads(path.read_text()) for path in folder.glob("*.json")}
     return {name: (r["train_loss"], r["evaluations"]) for name, r in records.items()}
