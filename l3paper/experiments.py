@@ -30,7 +30,7 @@ from l3paper.config import PRESETS, TrainConfig
 from l3paper.data import corpus_name, load_corpus
 from l3paper.files import cache_folder
 from l3paper.records import RECORDS, markdown, read_record, write_record
-from l3paper.resume import Checkpoints
+from l3paper.resume import Checkpoints, Interrupted
 from l3paper.steps import Diverged
 from l3paper.train import train
 
@@ -306,6 +306,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, ImportError, OSError, BrokenExecutor) as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return 2
+    except (KeyboardInterrupt, Interrupted):
+        print(f"{parser.prog}: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
     print(EXPERIMENTS[given.name].question)
     print(summary(families))
     return 0

@@ -200,9 +200,13 @@ class Interrupted(Exception):
     """A run that was told to stop has written a checkpoint and stopped."""
 
     def __init__(self, number: int, step: int, folder: Path):
+        super().__init__(number, step, folder)
         self.number = number
+
+    def __str__(self) -> str:
+        number, step, folder = self.args
         name = signal.Signals(number).name
-        super().__init__(f"{name} after step {step}: --resume goes on from {str(folder)!r}")
+        return f"{name} after step {step}: --resume goes on from {str(folder)!r}"
 
 
 @contextmanager

@@ -32,8 +32,12 @@ class Diverged(ArithmeticError):
     """A loss or a gradient was not finite; the weights are those of before the step."""
 
     def __init__(self, step: int, loss: float, norm: float, documents: list[int]):
+        super().__init__(step, loss, norm, documents)
         self.record: dict = {}
-        super().__init__(
+
+    def __str__(self) -> str:
+        step, loss, norm, documents = self.args
+        return (
             f"step {step} diverged: its loss is {loss}, the norm of its gradients {norm}; "
             f"the batch is from the training documents {', '.join(map(str, documents))}"
         )

@@ -244,6 +244,20 @@ def test_killed_experiment_ends_with_the_same_records(tmp_path):
     assert not list(killed.glob("*.tmp*"))
 
 
+def test_interrupted_experiment_says_that_it_goes_on(tmp_path):
+    flags = ["tying", "--preset", "smoke", "--jobs", "1", "--folder", tmp_path]
+    command = [sys.executable, "-m", "l3paper.experiments", *flags]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while not list(tmp_path.glob("*.json")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the runs as well
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert "interrupted; the same command goes on from here" in said
+    assert "Traceback" not in said
+
+
 def test_command_line_prints_the_table(tiny, tmp_path, capsys):
     flags = ["tiny", "--preset", "smoke", "--data", tiny, "--seeds", "1", "--folder", str(tmp_path)]
     assert main(flags) == 0

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +21,9 @@ from l3paper import steps
 from l3paper.checkpoint import load_model, save_model
 from l3paper.config import TrainConfig
 from l3paper.data import batch_starts, documents_at, load_corpus
-from l3paper.files import locked, sha256
+from l3paper.experiments import final_loss, recorded
+from l3paper.files import cache_folder, locked, sha256
+from l3paper.records import read_record
 from l3paper.resume import Checkpoints, Interrupted
 from l3paper.steps import Diverged
 from l3paper.tokenizer import END_OF_TEXT_ID
@@ -292,6 +295,35 @@ def test_one_batch_is_learnt_by_heart(config):
         for flag in (True, False)
     )
     assert by_heart < 0.5 * usual
+
+
+# Experiments
+
+
+def test_interrupted_run_of_an_experiment_goes_on(config, tmp_path, stop_after, monkeypatch):
+    path, sha256 = tmp_path / "r.json", load_corpus(config.data, config.vocab_size).sha256
+    stop_after(signal.SIGTERM, 5)
+    with pytest.raises(Interrupted):
+        recorded(config, path, sha256)
+    stop_after(signal.SIGTERM, -1)
+    assert not path.exists()
+    done, original = [], steps.train_step
+    monkeypatch.setattr(steps, "train_step", lambda run, step: done.append(step) or original(run, step))
+    record = recorded(config, path, sha256)
+    assert done == [5, 6, 7, 8]
+    assert record["train_loss"] == train(config, False).record["train_loss"]
+    assert not list((cache_folder() / "unfinished").iterdir())
+
+
+def test_diverged_run_of_an_experiment_is_recorded(exploding, tmp_path):
+    sha256 = load_corpus(exploding.data, exploding.vocab_size).sha256
+    recorded(exploding, tmp_path / "r.json", sha256)
+    assert final_loss(read_record(tmp_path / "r.json")) == math.inf
+
+
+def test_what_stops_a_run_travels_between_processes():
+    for error in (Interrupted(signal.SIGINT, 3, Path("run")), Diverged(3, math.nan, 1.0, [2, 5])):
+        assert str(pickle.loads(pickle.dumps(error))) == str(error)
 
 
 # The command line
