@@ -19,8 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from l3paper.grouped import Plan, grouped, make_plan
-from l3paper.lookup import LOOKUPS, Lookup
+from l3paper.lookup import LOOKUPS, Lookup, padded
 from l3paper.offload import Rows, RowStore
+
+FEW = 2048
+"""Rows, padding included, that may be gathered to look a few positions up without grouping them."""
 
 
 def rms_norm(x: Tensor) -> Tensor:
@@ -141,7 +144,9 @@ class L3Layer(nn.Module):
         self._check_ids(token_ids)
         if self.store is not None:
             return self.store.fetch(token_ids)
-        return make_plan(token_ids.flatten(), self.bounds, self.n_emb) if self._plans else None
+        if self.lookup is not grouped or _few(token_ids, self.bounds):
+            return None
+        return make_plan(token_ids.flatten(), self.bounds, self.n_emb)
 
     def forward(self, x: Tensor, token_ids: Tensor, plan: Plan | Rows | None = None) -> Tensor:
         """x (..., n_embd) and token_ids (...) to the residual's delta (..., n_embd).
@@ -162,7 +167,12 @@ class L3Layer(nn.Module):
             token_ids, bounds, *tables = plan[:4]
         else:
             bounds, tables = self.bounds, self.tables()
-        lookup = partial(grouped, plan=plan) if isinstance(plan, Plan) else self.lookup
+        if isinstance(plan, Plan):
+            lookup = partial(grouped, plan=plan)
+        elif self.lookup is grouped and _few(token_ids, bounds):
+            lookup = padded
+        else:
+            lookup = self.lookup
         query = self.query(x).reshape(-1, self.n_embd)  # (N, n_embd)
         found = lookup(query, token_ids.flatten(), bounds, *self.rows(*tables))  # (N, d_emb)
         return self.mix(found.view(*x.shape[:-1], self.d_emb), x)  # (..., n_embd)
@@ -199,10 +209,6 @@ class L3Layer(nn.Module):
             return f"bounds must rise: token {token} owns no row"
         return None
 
-    @property
-    def _plans(self) -> bool:
-        return self.lookup is grouped
-
     def _check_ids(self, token_ids: Tensor) -> None:
         if self.bounds is None:
             raise ValueError("the layer has no bounds yet: call set_bounds(allocation_to_bounds(...))")
@@ -234,6 +240,14 @@ class L3Layer(nn.Module):
         )
         if bounds is None and prefix + "bounds" in missing_keys:
             missing_keys.remove(prefix + "bounds")
+
+
+def _few(token_ids: Tensor, bounds: Tensor) -> bool:
+    """Whether, in decoding on a CPU, gathering the rows of these ids costs less than a plan."""
+    if torch.is_grad_enabled() or token_ids.is_cuda or not 0 < token_ids.numel() <= FEW:
+        return False
+    longest = int((bounds[token_ids + 1] - bounds[token_ids]).max())
+    return token_ids.numel() * longest <= FEW
 
 
 def _digest(bounds: Tensor) -> str:

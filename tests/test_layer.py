@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from l3paper import L3Layer, allocation_to_bounds
-from l3paper.layer import rms_norm
+from l3paper import layer as layer_module
+from l3paper.layer import FEW, rms_norm
 from l3paper.lookup import LOOKUPS, loop
 
 ALLOC = [5, 1, 9, 2, 1, 6]
@@ -94,6 +95,18 @@ def test_lookups_are_interchangeable(name, tied):
     x, ids = make_batch()
     layer = make_layer(tied, lookup=name)
     torch.testing.assert_close(layer(x, ids), make_layer(tied, lookup=loop)(x, ids))
+
+
+@TIED
+@pytest.mark.parametrize("most", [1, FEW, 10**9])
+def test_few_positions_without_gradients_give_the_same(tied, most, monkeypatch):
+    monkeypatch.setattr(layer_module, "FEW", most)
+    x, ids = make_batch()
+    layer = make_layer(tied)
+    with torch.no_grad():
+        assert (layer.plan(ids) is None) == (most > 1)
+        found = layer(x, ids)
+    torch.testing.assert_close(found, make_layer(tied, lookup=loop)(x, ids))
 
 
 def test_same_input_same_output():
