@@ -21,6 +21,9 @@ from nbformat import NotebookNode
 from l3paper.files import atomic_write
 from l3paper.records import RECORDS
 
+_READERS = b"l3paper.experiments", b"l3paper.claims", b"l3paper.insight"
+"""Modules that read recorded runs."""
+
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 
 
@@ -80,7 +83,7 @@ def digest(notebook: NotebookNode) -> str:
     """
     parts = [cell.source.encode() for cell in notebook.cells if cell.cell_type == "code"]
     parts += [code.encode() for code in solutions(notebook)]
-    if any(b"l3paper.experiments" in part or b"l3paper.claims" in part for part in parts):
+    if any(module in part for part in parts for module in _READERS):
         parts += [path.read_bytes() for path in sorted(RECORDS.rglob("*.json"))]
     joined = hashlib.sha256()
     for part in parts:
