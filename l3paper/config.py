@@ -44,7 +44,7 @@ class TrainConfig:
     )
     lr_scale: float = _option(1.0, "factor on all learning rates")
     table_lr: float = _option(0.003, "learning rate of the L3 tables, at width 768")
-    router_lr: float = _option(0.001, "learning rate of the routers of an MoE, at width 768")
+    router_lr: float = _option(0.01, "learning rate of the routers of an MoE, at width 768")
     eval_every: int = _option(100, "steps between evaluations on the held-out documents")
     eval_tokens: int = _option(32768, "held-out tokens each of those takes; the last takes all")
     words: str = _option("", "a .txt file, such as WikiText-2's, to take the perplexity by the word on")
