@@ -44,7 +44,7 @@ class TrainConfig:
     )
     lr_scale: float = _option(1.0, "factor on all learning rates")
     table_lr: float = _option(0.003, "learning rate of the L3 tables, at width 768")
-    router_lr: float = _option(0.001, "learning rate of the routers of an MoE, at width 768")
+    router_lr: float = _option(0.01, "learning rate of the routers of an MoE, at width 768")
     clip: float = _option(0.0, "largest norm of all gradients together; 0 for no limit")
     overfit_batch: bool = _option(False, "train on the first batch again and again, to find faults")
     eval_every: int = _option(100, "steps between evaluations on the held-out documents")
