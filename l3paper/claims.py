@@ -134,8 +134,12 @@ CLAIMS = (
         _compare("main", "L3", "MoE"),
     ),
     *(
-        Claim(f"... {rival}, on English text", "", _compare("main", "L3", rival, data=ENGLISH))
-        for rival in ("dense, wider", "dense, deeper", "MoE")
+        Claim(f"The same on English text: {name}", "", _compare("main", "L3", rival, data=ENGLISH))
+        for name, rival in {
+            "wider": "dense, wider",
+            "deeper": "dense, deeper",
+            "MoE": "MoE",
+        }.items()
     ),
     Claim(
         "The lead over dense shows from the start of training",
