@@ -146,10 +146,10 @@ def exchanged_bytes(
 ) -> dict[str, float]:
     """What a process sends in a step for the gradients of all L3 tables.
 
-    "positions" is what `l3paper.distributed.SharedLookup` sends, for as many `positions` a process:
-    ids, queries and output gradients to all others. "dense" is what a ring of all-reduces takes (each
-    process sends everything but its own part, twice), and what sharded tables take for gathering and
-    for dividing the gradient.
+    "positions" is what `l3paper.distributed.SharedLookup` sends where each process has `positions`
+    positions: ids, queries and output gradients to all others. "dense" is what a ring of all-reduces
+    takes (each process sends everything but its own part, twice), and what sharded tables take for
+    gathering and for dividing the gradient.
     """
     layers, c = len(config.l3_blocks), config.n_embd
     d_emb = config.l3_d_emb or c

@@ -23,7 +23,22 @@ from l3paper.tokenizer import load_tokenizer
 TABLES = ("resident", "offloaded", "file")
 """Where the L3 tables of a loaded model are: on its device, in CPU memory, or in their file."""
 
-_FILES = ("config.json", "tokenizer.json", "weights.safetensors", "tables.safetensors")
+FILES = ("config.json", "tokenizer.json", "weights.safetensors", "tables.safetensors")
+"""A saved model; `sums.json` beside them holds their SHA-256."""
+
+UNUSABLE = (
+    OSError,
+    SafetensorError,
+    RuntimeError,
+    KeyError,
+    IndexError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    ValueError,
+)
+"""What reading a file raises that does not hold what it should."""
+
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -58,9 +73,7 @@ def write_model(
 ) -> None:
     """The model's four files, into a folder that is there; `state`, where given, is its state dict."""
     state = {k: tensor.contiguous() for k, tensor in (state or model.state_dict()).items()}
-    layers = model.l3_layers.items()
-    names = [f"l3_layers.{name}.{table}" for name, layer in layers for table in layer.table_names()]
-    tables = {name: state.pop(name) for name in names}
+    tables = {name: state.pop(name) for name in model.table_names()}
     (folder / "config.json").write_text(json.dumps(asdict(model.config), indent=1) + "\n")
     (folder / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
     write_tensors(folder / "weights.safetensors", state)
@@ -87,12 +100,12 @@ def load_model(folder: Path, device: torch.device, tables: str = "resident") -> 
     except FileNotFoundError as error:
         name = Path(error.filename).name
         raise ValueError(f"checkpoint {str(folder)!r} is incomplete: there is no {name}") from None
-    except (SafetensorError, RuntimeError, KeyError, TypeError, AttributeError, ValueError) as error:
+    except UNUSABLE as error:
         raise ValueError(f"checkpoint {str(folder)!r} cannot be used: {error}") from None
 
 
 def _load(folder: Path, device: torch.device, tables: str) -> tuple[GPT, Tokenizer]:
-    require_whole(folder, [name for name in _FILES if (tables, name) != ("file", _FILES[-1])])
+    require_whole(folder, [name for name in FILES if (tables, name) != ("file", FILES[-1])])
     tokenizer = load_tokenizer(folder / "tokenizer.json")
     config = GPTConfig(**json.loads((folder / "config.json").read_text()))
     with torch.device("meta"):  # no weight is made only to be thrown away

@@ -15,6 +15,10 @@ def _option(default, help):
     return field(default=default, metadata={"help": help})
 
 
+MOST = 2**31 - 1
+"""For every whole number of a configuration."""
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """One run. The defaults are the laptop preset; the help texts are the command line's."""
@@ -55,6 +59,9 @@ class TrainConfig:
     device: str = _option("auto", "cpu, cuda, or auto for whichever is there; CUDA runs in bfloat16")
 
     def __post_init__(self):
+        for name, value in vars(self).items():
+            if isinstance(value, int) and value > MOST:
+                raise ValueError(f"{name} is {value}; it must be at most {MOST}")
         for name in (
             "depth",
             "sequence_len",

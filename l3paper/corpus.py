@@ -225,4 +225,6 @@ def _as_text(value: object) -> str:
         return ""
     if not isinstance(value, str):
         raise TypeError(f"{value!r} is no text")
+    if len(value) > MAX_LINE and max(map(len, value.split("\n"))) > MAX_LINE:
+        raise ValueError(f"a line is longer than {MAX_LINE:,} characters")
     return value

@@ -46,6 +46,12 @@ class Group:
             number /= self.size
         return number
 
+    def require_equal(self, what: str, number: int, device: torch.device) -> None:
+        """Raise ValueError where the processes have different numbers."""
+        mean = self.mean(torch.tensor(float(number), dtype=torch.float64, device=device))
+        if self.any(mean != number, device):
+            raise ValueError(f"{what} is {number} here, and another in other processes")
+
     def any(self, flag: bool, device: torch.device) -> bool:
         """Whether it is set in any process."""
         return bool(self.mean(torch.tensor(float(flag), device=device))) if self.size > 1 else flag
@@ -86,25 +92,16 @@ def parallel(model: GPT, group: Group, shard: bool) -> nn.Module:
         if shard:
             raise ValueError("shard is set, but there is one process: start several with torchrun")
         return model
+    mesh = init_device_mesh(model.device.type, (group.size,)) if shard else None
     for layer in model.l3_layers.values():
         if shard:
-            mesh = init_device_mesh(model.device.type, (group.size,))
             own = {linear.weight for linear in layer.projections()}
             fully_shard(layer, mesh=mesh, reshard_after_forward=False, ignored_params=own)
         else:
             layer.lookup = SharedLookup(group)
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, table_names(model))
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, model.table_names())
     unused = bool(model.config.n_experts)  # an expert that no position chose has no gradient
     return DistributedDataParallel(model, find_unused_parameters=unused, broadcast_buffers=False)
-
-
-def table_names(model: GPT) -> list[str]:
-    """Of the parameters that are L3 tables."""
-    return [
-        f"l3_layers.{name}.{table}"
-        for name, layer in model.l3_layers.items()
-        for table in layer.table_names()
-    ]
 
 
 class SharedLookup:
@@ -115,8 +112,8 @@ class SharedLookup:
 
     def __init__(self, group: Group):
         self.group = group
-        self.bytes_sent = self.exchanges = 0
-        """By this process to all others together, and for how many batches."""
+        self.bytes_sent = 0
+        """By this process to all others together, since it began."""
 
     def __call__(
         self, query: Tensor, token_ids: Tensor, bounds: Tensor, keys: Tensor, values: Tensor
@@ -142,7 +139,6 @@ class _Shared(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_output):
         lookup, group = ctx.lookup, ctx.lookup.group
-        lookup.exchanges += 1
         own, *tables, token_ids, bounds = ctx.saved_tensors
         tables = [table.detach().requires_grad_() for table in tables[: 1 if ctx.tied else 2]]
         query = lookup.gather(own).requires_grad_()
@@ -167,13 +163,23 @@ def limit_gradients(model: nn.Module, most: float) -> Tensor:
     if most:
         clip_grads_with_norm_(whole, most, norm)
         for parameter in divided:
-            parameter.grad.to_local().mul_((most / (norm + 1e-6)).clamp(max=1))  # as for the others
+            # 1e-6 is what clip_grads_with_norm_ adds, too.
+            parameter.grad.to_local().mul_((most / (norm + 1e-6)).clamp(max=1))
     return norm
 
 
-def whole(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """With every sharded tensor put together; all processes must ask at the same time."""
-    return {k: t.full_tensor() if isinstance(t, DTensor) else t for k, t in tensors.items()}
+def whole(tensors: dict[str, Tensor], keep: bool = True) -> dict[str, Tensor]:
+    """With every sharded tensor put together in CPU memory; nothing in processes that do not keep it.
+
+    All processes must ask at the same time.
+    """
+    found = {}
+    for name, tensor in tensors.items():
+        if isinstance(tensor, DTensor):
+            tensor = tensor.full_tensor().cpu()  # one by one: there is no room for all on the device
+        if keep:
+            found[name] = tensor
+    return found
 
 
 def divided_like(tensor: Tensor, other: Tensor) -> Tensor:

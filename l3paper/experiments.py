@@ -28,7 +28,7 @@ from tqdm import tqdm
 from l3paper.catalogue import EXPERIMENTS
 from l3paper.config import PRESETS, TrainConfig
 from l3paper.data import corpus_name, load_corpus
-from l3paper.files import cache_folder
+from l3paper.files import cache_folder, locked
 from l3paper.records import RECORDS, markdown, read_record, write_record
 from l3paper.resume import Checkpoints, Interrupted
 from l3paper.steps import Diverged
@@ -221,22 +221,23 @@ def run_experiment(
 
 def recorded(config: TrainConfig, path: Path, sha256: str) -> dict:
     """The record of this run: read where it is there already, made where it is not."""
-    if path.exists():
-        record = _read(path, config)
-        if record["corpus"]["sha256"] != sha256:
-            raise ValueError(f"{path} records a run on another text: move it away, or use --folder")
-        if config.words and "words" not in record:
-            raise ValueError(f"{path} has no perplexity by the word: move it away, or use --folder")
-        return record
     torch.set_num_threads(1)  # sums come out the same, however many runs go on beside this one
     where = hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:24]
-    checkpoints = Checkpoints(cache_folder() / "unfinished" / where, resume=True)
-    try:
-        record = train(config, show_progress=False, checkpoints=checkpoints).record
-    except Diverged as error:
-        record = error.record
-    write_record(path, record)
-    shutil.rmtree(checkpoints.folder)
+    unfinished = cache_folder() / "unfinished" / where
+    with locked(unfinished):  # another experiment may share the run, and be at it
+        if not path.exists():
+            checkpoints = Checkpoints(unfinished / "run", resume=True)
+            try:
+                record = train(config, show_progress=False, checkpoints=checkpoints).record
+            except Diverged as error:
+                record = error.record
+            write_record(path, record)
+        shutil.rmtree(unfinished, ignore_errors=True)
+    record = _read(path, config)
+    if record["corpus"]["sha256"] != sha256:
+        raise ValueError(f"{path} records a run on another text: move it away, or use --folder")
+    if config.words and "words" not in record:
+        raise ValueError(f"{path} has no perplexity by the word: move it away, or use --folder")
     return record
 
 

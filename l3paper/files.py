@@ -70,7 +70,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def remove_folder(path: Path) -> None:
-    """At once, under its name: what a killed process leaves has the name of a temporary neighbour."""
+    """Rename it, then delete it: whoever is killed meanwhile leaves no half of it under its name."""
     outdated = _neighbour(path)
     os.replace(path, outdated)
     shutil.rmtree(outdated)
@@ -118,7 +118,7 @@ def _sync(path: Path) -> None:
     """Have the disk hold a file's content, or a folder's names; Windows cannot open folders."""
     if path.is_dir() and fcntl is None:
         return
-    handle = os.open(path, os.O_RDONLY)
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(handle)
     finally:

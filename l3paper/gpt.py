@@ -231,6 +231,14 @@ class GPT(nn.Module):
         angle = torch.outer(position, ROTARY_BASE ** (-half / self.config.head_dim))
         self.cos, self.sin = angle.cos(), angle.sin()  # (sequence_len, head_dim / 2)
 
+    def table_names(self) -> list[str]:
+        """Of the parameters that are L3 tables, as in a state dict."""
+        return [
+            f"l3_layers.{name}.{table}"
+            for name, layer in self.l3_layers.items()
+            for table in layer.table_names()
+        ]
+
     @property
     def device(self) -> torch.device:
         return self.wte.weight.device

@@ -11,17 +11,23 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from l3paper.checkpoint import new_checkpoint, require_whole, write_model, write_tensors
+from l3paper.checkpoint import (
+    FILES,
+    UNUSABLE,
+    new_checkpoint,
+    require_whole,
+    write_model,
+    write_tensors,
+)
 from l3paper.distributed import divided_like, whole
 from l3paper.files import locked, remove_folder
 from l3paper.gpt import GPT
@@ -29,7 +35,6 @@ from l3paper.optim import MuonAdamW
 
 _WEIGHTS = ("weights.safetensors", "tables.safetensors")
 _STATE, _PROGRESS = "optimizer.safetensors", "progress.json"
-_UNUSABLE = (OSError, SafetensorError, RuntimeError, KeyError, TypeError, AttributeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,7 @@ class Checkpoints:
     def __post_init__(self):
         for name in ("every", "keep"):
             if getattr(self, name) < 1:
-                raise ValueError(f"checkpoint {name} is {getattr(self, name)}; it must be at least 1")
+                raise ValueError(f"checkpoint_{name} is {getattr(self, name)}; it must be at least 1")
 
 
 @dataclass
@@ -69,6 +74,8 @@ class RunFolder:
 
     def __init__(self, settings: Checkpoints, identity: dict):
         self.settings, self.identity = settings, json.loads(json.dumps(identity))
+        self.newest = -1
+        """The step that the newest whole checkpoint is of."""
 
     def save(
         self,
@@ -78,18 +85,24 @@ class RunFolder:
         progress: Progress,
         writes: bool = True,
     ) -> None:
-        """Write a checkpoint, whole or not at all, and remove those that are more than `keep`.
+        """Write a checkpoint, whole or not at all, and remove what is older than the newest `keep`.
 
-        Of several processes that train one model, all call this, and one writes.
+        Of several processes that train one model, all call this, and one writes. Raises OSError where
+        there is no room.
         """
-        state, tensors = whole(model.state_dict()), whole(optimizer_tensors(optimizer))
+        if self.newest == progress.step:  # it is there, and to replace it would risk it
+            return
+        self.newest = progress.step
+        state = whole(model.state_dict(), writes)
+        tensors = whole(optimizer_tensors(optimizer), writes)
         if not writes:
             return
         with new_checkpoint(self.settings.folder / f"step-{progress.step:09}") as new:
             write_model(new, model, tokenizer, state)
             write_tensors(new / _STATE, tensors | _random_states())
             (new / _PROGRESS).write_text(json.dumps({"run": self.identity, **asdict(progress)}))
-        for outdated in _checkpoints(self.settings.folder)[: -self.settings.keep]:
+        before = [f for f in _checkpoints(self.settings.folder) if _step(f) <= progress.step]
+        for outdated in before[: -self.settings.keep]:
             remove_folder(outdated)
 
     def restore(self, model: GPT, optimizer: MuonAdamW) -> Progress:
@@ -101,13 +114,11 @@ class RunFolder:
         found = _checkpoints(self.settings.folder)
         for folder in reversed(found):
             try:
-                require_whole(folder, (*_WEIGHTS, _STATE, _PROGRESS))
-                written = json.loads((folder / _PROGRESS).read_text())
-                run = written.pop("run")
-                progress = Progress(**written)
+                require_whole(folder, (*FILES, _STATE, _PROGRESS))
+                run, progress = _read_progress(folder)
                 tensors = load_file(folder / _STATE)
                 weights = {k: v for name in _WEIGHTS for k, v in load_file(folder / name).items()}
-            except _UNUSABLE as error:
+            except UNUSABLE as error:
                 print(f"checkpoint {folder} is passed over: {error}", file=sys.stderr)
                 continue
             self._require_same(folder, run)
@@ -116,8 +127,9 @@ class RunFolder:
                 model.load_state_dict({k: divided_like(t, own[k]) for k, t in weights.items()})
                 load_optimizer_tensors(optimizer, tensors)
                 _restore_random_states(tensors)
-            except _UNUSABLE as error:
+            except UNUSABLE as error:
                 raise ValueError(f"checkpoint {str(folder)!r} does not fit its run: {error}") from None
+            self.newest = progress.step
             return progress
         if found:
             raise ValueError(f"no checkpoint in {str(self.settings.folder)!r} is whole")
@@ -141,20 +153,37 @@ def run_folder(settings: Checkpoints) -> Iterator[None]:
     gone on from.
     """
     folder = settings.folder
-    if _checkpoints(folder) and not settings.resume:
-        raise ValueError(f"{str(folder)!r} holds checkpoints: resume that run, or take another folder")
-    try:
-        with locked(folder, wait=False):
-            for leftover in folder.glob(".step-*"):
-                shutil.rmtree(leftover)
-            yield
-    except BlockingIOError:
-        raise ValueError(f"{str(folder)!r} is in use: another process trains there") from None
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(folder, wait=False))
+        except BlockingIOError:
+            raise ValueError(f"{str(folder)!r} is in use: another process trains there") from None
+        if _checkpoints(folder) and not settings.resume:
+            raise ValueError(
+                f"{str(folder)!r} holds checkpoints: resume that run, or take another folder"
+            )
+        for leftover in folder.glob(".step-*"):
+            shutil.rmtree(leftover)
+        yield
 
 
 def _checkpoints(folder: Path) -> list[Path]:
     """From the oldest to the newest."""
     return sorted(folder.glob("step-" + "[0-9]" * 9))
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def _read_progress(checkpoint: Path) -> tuple[dict, Progress]:
+    """Whose it is, and how far it was; ValueError where the numbers contradict each other."""
+    written = json.loads((checkpoint / _PROGRESS).read_text())
+    run, progress = dict(written.pop("run")), Progress(**written)
+    numbers = [float(x) for x in (*progress.losses, *progress.seconds)]
+    if len(numbers) != 2 * progress.step or progress.step != _step(checkpoint):
+        raise ValueError(f"{_PROGRESS} is not of this step")
+    return run, progress
 
 
 def optimizer_tensors(optimizer: MuonAdamW) -> dict[str, Tensor]:
@@ -168,7 +197,10 @@ def optimizer_tensors(optimizer: MuonAdamW) -> dict[str, Tensor]:
 
 
 def load_optimizer_tensors(optimizer: MuonAdamW, tensors: dict[str, Tensor]) -> None:
-    """Take what `optimizer_tensors` gave for the same parameters; other names are passed over."""
+    """Take what `optimizer_tensors` gave for the same parameters; other names are passed over.
+
+    Raises ValueError for a tensor of another shape than its parameter.
+    """
     state = optimizer.state_dict()
     parameters = {
         part: [p for group in getattr(optimizer, part).param_groups for p in group["params"]]
@@ -178,6 +210,9 @@ def load_optimizer_tensors(optimizer: MuonAdamW, tensors: dict[str, Tensor]) -> 
         part, number, key = name.split(".")
         if part in state:
             like = parameters[part][int(number)]
+            if tensor.ndim and tensor.shape != like.shape:
+                raise ValueError(f"{name} has shape {tuple(tensor.shape)}, not {tuple(like.shape)}")
+            tensor = tensor.clone()  # the file may go
             state[part]["state"].setdefault(int(number), {})[key] = divided_like(tensor, like)
     optimizer.load_state_dict(state)
 

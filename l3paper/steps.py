@@ -29,7 +29,11 @@ DECAY = 0.5
 
 
 class Diverged(ArithmeticError):
-    """A loss or a gradient was not finite; the weights are those of before the step."""
+    """A loss or a gradient was not finite.
+
+    Where it was the step's own, the weights are those of before the step. The documents are numbers in
+    `TokenizedCorpus.documents()`; `record` is what the run had measured.
+    """
 
     def __init__(self, step: int, loss: float, norm: float, documents: list[int]):
         super().__init__(step, loss, norm, documents)
@@ -45,7 +49,7 @@ class Diverged(ArithmeticError):
 
 @dataclass
 class Training:
-    """One run in one process."""
+    """A run, as one process sees it."""
 
     config: TrainConfig
     corpus: TokenizedCorpus
@@ -59,7 +63,11 @@ class Training:
 
 
 def train_on(run: Training, show_progress: bool) -> None:
-    """From where the run stands to the last step, noting losses and times."""
+    """From where the run stands to the last step, noting losses and times.
+
+    Raises Diverged where a loss or a gradient is not finite, Interrupted where a signal stops a run
+    that leaves checkpoints, OSError where there is no room for those.
+    """
     config, progress, folder = run.config, run.progress, run.folder
     for parameters in run.optimizer.param_groups:
         parameters["initial_lr"] = parameters["lr"]
@@ -96,6 +104,8 @@ def train_on(run: Training, show_progress: bool) -> None:
             last = step + 1 == config.num_iterations
             if last or (step + 1) % config.eval_every == 0:
                 progress.evaluations.append(_evaluation(run, step + 1, everything=last))
+                if not math.isfinite(progress.evaluations[-1]["loss"]):
+                    raise Diverged(step, math.nan, math.nan, _documents(run, step))
             _show(bar, config, progress)
             stop = folder is not None and run.group.any(told() is not None, run.model.device)
             if folder and (stop or last or (step + 1) % folder.settings.every == 0):
@@ -116,22 +126,34 @@ def train_step(run: Training, step: int) -> float:
 
     Raises Diverged, and leaves the weights alone, where the loss or a gradient is not finite.
     """
-    model, config, stream = run.model, run.config, run.corpus.train
-    which = config.batch_size, config.sequence_len, config.seed, 0 if config.overfit_batch else step
-    inputs, targets = (run.group.part(batch) for batch in training_batch(stream, *which))
+    model = run.model
+    batch = training_batch(run.corpus.train, *_which(run, step))
+    inputs, targets = (run.group.part(part) for part in batch)
     with precision(model):
         loss = run.forward(inputs.to(model.device), targets.to(model.device))
         total = loss + model.auxiliary_loss()
     total.backward()
-    norm = limit_gradients(model, config.clip)
+    norm = limit_gradients(model, run.config.clip)
     loss = run.group.mean(loss.detach())
     loss, norm = torch.stack([loss, norm]).tolist()  # the step's one wait for the device
     if not math.isfinite(loss + norm):
-        starts = batch_starts(stream, *which)
-        raise Diverged(step, loss, norm, documents_at(stream, starts, config.sequence_len + 1))
+        raise Diverged(step, loss, norm, _documents(run, step))
     run.optimizer.step()
     run.optimizer.zero_grad()
     return loss
+
+
+def _which(run: Training, step: int) -> tuple[int, int, int, int]:
+    """Of all batches, the one of this step: the arguments of `training_batch`."""
+    config = run.config
+    batch = 0 if config.overfit_batch else step
+    return config.batch_size, config.sequence_len, config.seed, batch
+
+
+def _documents(run: Training, step: int) -> list[int]:
+    """Those that the step's batch is from."""
+    stream, length = run.corpus.train, run.config.sequence_len + 1
+    return documents_at(stream, batch_starts(stream, *_which(run, step)), length)
 
 
 def tokens_a_step(config: TrainConfig) -> int:

@@ -1,6 +1,7 @@
 """Train a GPT, dense or with L3 layers: `python -m l3paper.train --help`."""
 
 import argparse
+import hashlib
 import math
 import statistics
 import sys
@@ -53,6 +54,8 @@ def train(
     With `checkpoints`, the run can be interrupted: SIGINT and SIGTERM write one more and raise
     Interrupted, and what goes on later ends with the same weights and losses as an undisturbed run.
 
+    Of the processes that torchrun starts, the first returns the whole model and the whole record.
+
     Raises ValueError for data and checkpoints that cannot be used and a device that is not there,
     OSError for a text of words that cannot be read, Diverged where a step's loss or gradients are not
     finite: it carries the record so far, and `checkpoints` keep the state before that step.
@@ -73,6 +76,7 @@ def train(
         optimizer = model.setup_optimizer(table_lr=config.table_lr, router_lr=config.router_lr)
         folder = RunFolder(checkpoints, _identity(config, corpus)) if checkpoints else None
         progress = folder.restore(model, optimizer) if folder else Progress()
+        group.require_equal("step of the newest checkpoint", progress.step, device)
         record = _description(config, corpus, model, costs)
         run = Training(config, corpus, model, forward, optimizer, progress, folder, group)
         try:
@@ -84,7 +88,11 @@ def train(
         record |= _measured(config, progress)
         if group.size > 1:
             record["processes"] = _exchange(run)
-            model = _alone(run.model)
+            state = whole(model.state_dict(), speaks())
+            if not speaks():
+                return TrainedRun(model, corpus, record)
+            model = GPT(model.config).to(device)
+            model.load_state_dict(state)
     record["sample"] = sample_text(model, corpus, new_tokens=64)
     if words is not None:
         record["words"] = word_perplexity(model, corpus, words, config.batch_size)
@@ -122,22 +130,21 @@ def _exchange(run: Training) -> dict:
     """What a process sends in a step for the tables' gradients, beside a dense exchange, in bytes."""
     config, processes = run.config, run.group.size
     size = run.model.lm_head.weight.element_size()
-    dense = exchanged_bytes(run.model.config, 0, processes, size)["dense"]
-    lookups = [layer.lookup for layer in run.model.l3_layers.values()]
-    sent = dense if config.shard else sum(x.bytes_sent / max(1, x.exchanges) for x in lookups)
-    return {"number": processes, "shard": config.shard, "table_bytes": sent, "dense_bytes": dense}
-
-
-def _alone(model: GPT) -> GPT:
-    """A model of this process's own with the weights of one that several train."""
-    alone = GPT(model.config).to(model.device)
-    alone.load_state_dict(whole(model.state_dict()))
-    return alone
+    positions = tokens_a_step(config) // processes
+    exchange = exchanged_bytes(run.model.config, positions, processes, size)
+    sent = exchange["dense" if config.shard else "positions"]
+    return {
+        "number": processes,
+        "shard": config.shard,
+        "table_bytes": sent,
+        "dense_bytes": exchange["dense"],
+    }
 
 
 def _identity(config: TrainConfig, corpus: TokenizedCorpus) -> dict:
     """What a checkpoint must share with the run that goes on from it."""
     settings = asdict(config) | {"data": corpus_name(config.data), "corpus": corpus.sha256}
+    settings["tokenizer"] = hashlib.sha256(corpus.tokenizer.to_str().encode()).hexdigest()
     return {name: value for name, value in settings.items() if name not in ("device", "words", "shard")}
 
 
@@ -200,10 +207,14 @@ def command_line() -> argparse.ArgumentParser:
         "--checkpoint-dir", type=Path, metavar="DIR", help="leave checkpoints here to go on from"
     )
     parser.add_argument(
-        "--checkpoint-every", type=int, default=100, metavar="N", help="steps (default: 100)"
+        "--checkpoint-every",
+        type=int,
+        default=100,
+        metavar="N",
+        help="steps from one to the next (default: 100)",
     )
     parser.add_argument(
-        "--checkpoint-keep", type=int, default=2, metavar="N", help="of the newest (default: 2)"
+        "--checkpoint-keep", type=int, default=2, metavar="N", help="keep the N newest (default: 2)"
     )
     parser.add_argument(
         "--resume", action="store_true", help="go on from the newest checkpoint that is whole, if any"
@@ -235,7 +246,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         path = given.record or cache_folder() / "runs" / name
         require_writable(path)
         if given.save:
-            require_writable(given.save / "config.json")
+            require_writable(given.save.parent / "model")
         run = train(config, checkpoints=_checkpoints(given))
         if not speaks():
             return 0
@@ -249,7 +260,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Interrupted as error:
         return _fail(error, 128 + error.number)
     except KeyboardInterrupt:
-        return _fail("interrupted; without --checkpoint-dir, nothing is kept", 130)
+        return _fail("interrupted; what is left is in --checkpoint-dir", 130)
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "allocate" not in str(error):
+            raise
+        return _fail(f"error: it does not fit into memory: {str(error).splitlines()[0]}", 2)
     print(report(run.record))
     print(f"record: {path}")
     if given.save:

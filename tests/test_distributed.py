@@ -6,6 +6,7 @@ and Muon, which rounds to bfloat16, makes visible differences of those within a 
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -14,6 +15,7 @@ import torch
 from test_resume import KINDS
 
 from l3paper.accounting import exchanged_bytes
+from l3paper.checkpoint import load_model
 from l3paper.config import PRESETS, TrainConfig
 from l3paper.train import main, train
 
@@ -32,9 +34,17 @@ def flags_of(config):
 MODULE = ["-m", "l3paper.train"]
 SCRIPT = """
 import sys, torch
+from l3paper.distributed import SharedLookup
 from l3paper.train import main
+made, original = [], SharedLookup.__init__
+def noted(self, group):
+    original(self, group)
+    made.append(self)
+SharedLookup.__init__ = noted
 torch.set_default_dtype(torch.float64)
-sys.exit(main(sys.argv[1:]))
+code = main(sys.argv[1:])
+print("sent:", sum(lookup.bytes_sent for lookup in made))
+sys.exit(code)
 """
 
 
@@ -54,18 +64,18 @@ def torchrun(processes, program, *arguments):
 
 @pytest.fixture(scope="module")
 def alone(text_file):
-    """The record of the same run in one process; every kind runs once."""
-    records = {}
+    """The same run in one process; every kind runs once."""
+    runs = {}
 
     def get(kind):
-        if kind not in records:
+        if kind not in runs:
             config = TrainConfig(data=str(text_file), **SIZES | KINDS[kind])
             torch.set_default_dtype(torch.float64)
             try:
-                records[kind] = train(config, show_progress=False).record
+                runs[kind] = train(config, show_progress=False)
             finally:
                 torch.set_default_dtype(torch.float32)
-        return records[kind]
+        return runs[kind]
 
     return get
 
@@ -80,10 +90,14 @@ def test_losses_equal_those_of_one_process(alone, text_file, script, tmp_path, p
     given = [*flags_of(KINDS[kind]), *places, *["--shard"] * shard]
     done = torchrun(processes, [script], *given)
     assert done.returncode == 0, done.stderr
-    record, expected = json.loads((tmp_path / "r.json").read_text()), alone(kind)
+    record, expected = json.loads((tmp_path / "r.json").read_text()), alone(kind).record
     for curve in ("train_loss", "evaluations"):
         losses = [[point["loss"] for point in r[curve]] for r in (record, expected)]
         assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    model, _ = load_model(tmp_path / "m", torch.device("cpu"))
+    torch.testing.assert_close(
+        dict(model.state_dict()), dict(alone(kind).model.state_dict()), rtol=1e-3, atol=1e-5
+    )
     assert record["processes"]["number"] == processes
     if kind != "moe":
         config = TrainConfig(**SIZES | KINDS[kind]).model_config()
@@ -92,6 +106,8 @@ def test_losses_equal_those_of_one_process(alone, text_file, script, tmp_path, p
         sent = exchange["dense" if shard else "positions"]
         assert record["processes"]["table_bytes"] == sent
         assert f"{processes} processes: each sent {sent:,.0f} bytes a step" in done.stdout
+        if not shard:  # the accounting equals what was counted, in each process
+            assert done.stdout.count(f"sent: {50 * sent:.0f}\n") == processes
 
 
 @pytest.mark.parametrize("processes", [2, 4])
@@ -105,17 +121,25 @@ def test_tables_take_less_than_a_fifth_of_a_dense_exchange_at_laptop_size(proces
 @pytest.mark.parametrize("shard", [False, True])
 def test_interrupted_run_of_two_processes_goes_on(text_file, tmp_path, shard):
     places = [f"--data={text_file}", f"--record={tmp_path / 'r.json'}"]
-    places += [f"--checkpoint-dir={tmp_path / 'run'}", "--checkpoint-every=20", "--resume"]
+    places += [f"--checkpoint-dir={tmp_path / 'run'}", "--checkpoint-every=20", "--checkpoint-keep=3"]
+    places.append("--resume")
     given = [*flags_of(KINDS["tied"]), *places, *["--shard"] * shard]
     assert torchrun(2, MODULE, *given).returncode == 0
     whole = json.loads((tmp_path / "r.json").read_text())
     for step in (50, 40):  # as a run that was killed after step 20 would have left them
-        for path in sorted((tmp_path / "run").glob(f"step-{step:09}/*")):
-            path.unlink()
-    os.rmdir(tmp_path / "run" / "step-000000050")
-    os.rmdir(tmp_path / "run" / "step-000000040")
-    assert torchrun(2, MODULE, *given).returncode == 0
+        shutil.rmtree(tmp_path / "run" / f"step-{step:09}")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["step-000000020"]
+    done = torchrun(2, MODULE, *given)
+    assert done.returncode == 0
+    assert "20/50" in done.stderr  # the progress bar begins there
     assert json.loads((tmp_path / "r.json").read_text())["train_loss"] == whole["train_loss"]
+
+
+def test_divergence_stops_all_processes(text_file, tmp_path):
+    flags = [*flags_of(KINDS["tied"]), f"--data={text_file}", "--lr-scale=1e30"]
+    done = torchrun(2, MODULE, *flags, f"--record={tmp_path / 'r.json'}")
+    assert done.returncode != 0
+    assert done.stderr.count("diverged: its loss is nan") == 2
 
 
 def test_a_batch_that_cannot_be_divided_is_refused(text_file, tmp_path):

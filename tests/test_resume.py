@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from kills import kill_and_resume
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 
 from l3paper import steps
 from l3paper.checkpoint import load_model, save_model
@@ -75,7 +76,7 @@ def interrupted(config, checkpoints, stop_after, steps_done):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_resumed_run_equals_an_undisturbed_one(config, kind, tmp_path, stop_after):
-    config = replace(TrainConfig(data=config.data, eval_tokens=100, **SIZES, **KINDS[kind]))
+    config = TrainConfig(data=config.data, eval_tokens=100, **SIZES, **KINDS[kind])
     undisturbed = outcome(train(config, False))
     checkpoints = Checkpoints(tmp_path, every=3, resume=True)
     for steps_done in (1, 4, 8):  # before the first checkpoint, at an evaluation, at neither
@@ -104,6 +105,14 @@ def test_the_newest_are_kept_and_each_is_a_model(config, tmp_path):
         assert torch.equal(tensor, run.model.state_dict()[name])
 
 
+def rewrite(folder, name, content, sums=True):
+    """Replace a file, by default with its sum, as a stranger can."""
+    (folder / name).write_bytes(content)
+    if sums:
+        old = json.loads((folder / "sums.json").read_text())
+        (folder / "sums.json").write_text(json.dumps(old | {name: sha256(folder / name)}))
+
+
 def flip(path):
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
@@ -114,11 +123,17 @@ DAMAGES = {
     "flipped bit in the weights": lambda folder: flip(folder / "weights.safetensors"),
     "flipped bit in the tables": lambda folder: flip(folder / "tables.safetensors"),
     "flipped bit in the optimizer": lambda folder: flip(folder / "optimizer.safetensors"),
+    "flipped bit in the tokenizer": lambda folder: flip(folder / "tokenizer.json"),
+    "flipped bit in the configuration": lambda folder: flip(folder / "config.json"),
     "flipped bit in the progress": lambda folder: flip(folder / "progress.json"),
     "truncated": lambda folder: os.truncate(folder / "weights.safetensors", 100),
     "no sums": lambda folder: (folder / "sums.json").unlink(),
     "empty sums": lambda folder: (folder / "sums.json").write_text(""),
     "sums of another kind": lambda folder: (folder / "sums.json").write_text("[1]"),
+    "progress of nobody": lambda folder: rewrite(folder, "progress.json", b'{"run": 3, "losses": []}'),
+    "progress of another step": lambda folder: rewrite(
+        folder, "progress.json", (folder.parent / "step-000000006" / "progress.json").read_bytes()
+    ),
     "missing file": lambda folder: (folder / "optimizer.safetensors").unlink(),
     "empty folder": lambda folder: [path.unlink() for path in folder.iterdir()],
 }
@@ -142,6 +157,51 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_taken(
     assert done == [6, 7, 8]
     assert "step-000000007 is passed over: " in capsys.readouterr().err
     assert outcome(resumed) == outcome(train(config, False))
+
+
+def test_a_damaged_checkpoint_takes_no_place_among_those_kept(config, stopped, stop_after):
+    flip(stopped.folder / "step-000000007" / "weights.safetensors")
+    one = replace(stopped, keep=1, every=100)
+    interrupted(config, one, stop_after, 7)  # it goes on from step 6, and leaves one of its own
+    load_model(stopped.folder / "step-000000007", torch.device("cpu"))
+    flip(stopped.folder / "step-000000007" / "weights.safetensors")
+    with pytest.raises(ValueError, match=r"no checkpoint in .* is whole"):
+        train(config, False, one)
+
+
+def test_older_ones_stay_while_those_ahead_are_damaged(config, stopped, stop_after):
+    for step in (6, 7):
+        flip(stopped.folder / f"step-{step:09}" / "weights.safetensors")
+    interrupted(config, replace(stopped, keep=1), stop_after, 5)
+    assert not (stopped.folder / "step-000000003").exists()
+    load_model(stopped.folder / "step-000000005", torch.device("cpu"))
+
+
+def test_random_states_go_on(config, tmp_path, monkeypatch):
+    original, drawn = steps.train_step, {}
+
+    def draw(run, step):
+        drawn.setdefault(step, []).append(torch.rand(()).item())
+        if run.folder and len(drawn[step]) == 2 and step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(run, step)
+
+    monkeypatch.setattr(steps, "train_step", draw)
+    train(config, False)
+    with pytest.raises(Interrupted, match="after step 4"):
+        train(config, False, Checkpoints(tmp_path, resume=True))
+    train(config, False, Checkpoints(tmp_path, resume=True))
+    assert list(drawn) == list(range(9))
+    assert all(len(found) == 2 and found[0] == found[1] for found in drawn.values())
+
+
+def test_moments_of_another_shape_are_refused(config, stopped):
+    for folder in stopped.folder.iterdir():
+        tensors = load_file(folder / "optimizer.safetensors")
+        tensors["adamw.0.exp_avg"] = torch.zeros(2, 3)
+        rewrite(folder, "optimizer.safetensors", save(tensors))
+    with pytest.raises(ValueError, match=r"adamw.0.exp_avg has shape \(2, 3\), not"):
+        train(config, False, stopped)
 
 
 def test_without_a_whole_checkpoint_nothing_is_begun(config, stopped):
@@ -197,9 +257,7 @@ class Bomb:
 def test_a_pickle_is_never_executed(config, stopped, tmp_path, name, capsys):
     """Even one whose sums are right."""
     for folder in stopped.folder.iterdir():
-        (folder / name).write_bytes(pickle.dumps(Bomb(tmp_path / "executed")))
-        sums = json.loads((folder / "sums.json").read_text())
-        (folder / "sums.json").write_text(json.dumps(sums | {name: sha256(folder / name)}))
+        rewrite(folder, name, pickle.dumps(Bomb(tmp_path / "executed")))
     with pytest.raises(ValueError, match=r"no checkpoint in .* is whole"):
         train(config, False, stopped)
     if name == "weights.safetensors":
@@ -340,12 +398,14 @@ def test_signals_write_a_checkpoint_and_end_the_process(config, tmp_path, number
     flags = [*as_flags(config), "--num-iterations=100000", f"--checkpoint-dir={folder}"]
     command = [sys.executable, "-m", "l3paper.train", *flags, "--checkpoint-every=20"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    with open(tmp_path / "said.txt", "w") as file:
+        process = subprocess.Popen(command, stderr=file, env=environment)
     while not list(folder.glob("step-*")):
-        assert process.poll() is None, process.stderr.read()
+        assert process.poll() is None
+        time.sleep(0.05)
     process.send_signal(number)
-    said = process.communicate(timeout=60)[1]
-    assert process.returncode == 128 + number
+    assert process.wait(timeout=60) == 128 + number
+    said = (tmp_path / "said.txt").read_text()
     assert "Traceback" not in said
     step = int(said.partition("after step ")[2].partition(":")[0])
     assert (folder / f"step-{step:09}" / "sums.json").exists()
@@ -360,8 +420,8 @@ def test_runs_killed_at_random_end_exactly_as_undisturbed_ones(tmp_path, monkeyp
     ("flags", "said"),
     [
         ("--resume", "--resume needs --checkpoint-dir"),
-        ("--checkpoint-dir {} --checkpoint-every 0", "checkpoint every is 0; it must be at least 1"),
-        ("--checkpoint-dir {} --checkpoint-keep 0", "checkpoint keep is 0; it must be at least 1"),
+        ("--checkpoint-dir {} --checkpoint-every 0", "checkpoint_every is 0; it must be at least 1"),
+        ("--checkpoint-dir {} --checkpoint-keep 0", "checkpoint_keep is 0; it must be at least 1"),
         ("--checkpoint-dir {}/file", "cannot be written"),
         ("--clip -1", "clip is -1.0; it must be at least 0"),
         ("--clip nan", "clip is nan"),

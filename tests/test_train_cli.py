@@ -473,7 +473,7 @@ def test_text_too_short_for_one_sequence_is_refused_before_evaluating(refused, m
 
 
 def test_record_that_cannot_be_written_is_refused_before_training(refused, tmp_path, monkeypatch):
-    monkeypatch.setattr(steps_module, "train", lambda config: pytest.fail("trained in vain"))
+    monkeypatch.setattr("l3paper.train.train", lambda *_, **__: pytest.fail("trained in vain"))
     code, message = refused("--record", str(tmp_path))
     assert (code, str(tmp_path) in message) == (2, True)
 
@@ -521,7 +521,7 @@ def test_saved_model_is_the_trained_one(text_file, tmp_path, capsys):
 
 
 def test_model_that_cannot_be_saved_is_refused_before_training(refused, tmp_path, monkeypatch):
-    monkeypatch.setattr(steps_module, "train", lambda config: pytest.fail("trained in vain"))
+    monkeypatch.setattr("l3paper.train.train", lambda *_, **__: pytest.fail("trained in vain"))
     (tmp_path / "file").touch()
     record = str(tmp_path / "record.json")
     code, message = refused("--record", record, "--save", str(tmp_path / "file" / "model"))
