@@ -18,6 +18,7 @@ from l3paper.checkpoint import load_model
 from l3paper.config import TrainConfig
 from l3paper.corpus import MAX_LINE, read_documents
 from l3paper.generate import main as generate_main
+from l3paper.resume import Checkpoints, RunFolder
 from l3paper.train import main as train_main
 
 SIZES = {"vocab-size": 270, "depth": 2, "n-embd": 32, "sequence-len": 16, "batch-size": 4}
@@ -246,6 +247,17 @@ def test_any_file_gives_text_or_is_refused(tmp_path, suffix, content):
         assert all(text == text.encode().decode() != "" for _, text in documents)
 
 
+def changed(folder, copy, name, data):
+    """A copy of the folder with some bytes of a file replaced, its sum included."""
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(folder, copy)
+    content = bytearray((copy / name).read_bytes())
+    at = data.draw(st.integers(0, min(len(content), 400)))
+    content[at : at + data.draw(st.integers(0, 8))] = data.draw(st.binary(max_size=8))
+    rewrite(copy, name, content, sums=name != "sums.json")
+    return copy
+
+
 FILES = ["config.json", "tokenizer.json", "sums.json", WEIGHTS, "tables.safetensors"]
 
 
@@ -253,18 +265,24 @@ FILES = ["config.json", "tokenizer.json", "sums.json", WEIGHTS, "tables.safetens
 @given(st.sampled_from(FILES), st.data(), st.sampled_from(["resident", "offloaded", "file"]))
 def test_any_change_of_a_saved_model_is_refused_or_harmless(trained, tmp_path, name, data, tables):
     """Sums included, so that the change reaches those who read the file."""
-    folder = tmp_path / "m"
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(trained / "model", folder)
-    content = bytearray((folder / name).read_bytes())
-    at = data.draw(st.integers(0, min(len(content), 400)))
-    content[at : at + data.draw(st.integers(0, 8))] = data.draw(st.binary(max_size=8))
-    rewrite(folder, name, content, sums=name != "sums.json")
+    folder = changed(trained / "model", tmp_path / "m", name, data)
     loaded, error = outcome(load_model, folder, torch.device("cpu"), tables)
     if error:
         assert str(folder) in error
     else:
         assert sum(p.numel() for p in loaded[0].parameters()) > 0
+
+
+@BOUNDED
+@given(st.sampled_from(["progress.json", "optimizer.safetensors", "tables.safetensors"]), st.data())
+def test_any_change_of_a_checkpoint_is_refused_or_harmless(trained, tmp_path, name, data):
+    (checkpoint,) = (trained / "run").iterdir()
+    model, _ = load_model(trained / "model", torch.device("cpu"))
+    identity = json.loads((checkpoint / "progress.json").read_text())["run"]
+    changed(checkpoint, tmp_path / "run" / checkpoint.name, name, data)
+    folder = RunFolder(Checkpoints(tmp_path / "run"), identity)
+    progress, error = outcome(folder.restore, model, model.setup_optimizer())
+    assert str(tmp_path) in error if error else progress.step == 4
 
 
 @pytest.mark.parametrize("prompt", ["", "x" * 500])
