@@ -9,6 +9,7 @@ and divides the gradient: less memory, more bytes.
 """
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -74,6 +75,9 @@ def joined(device_name: str) -> Iterator[tuple[Group, torch.device]]:
     try:
         yield Group(dist.get_rank(), dist.get_world_size()), device
     finally:
+        # gloo's threads take the interpreter to give back the tensors of work that is done; the group's
+        # destructor holds the interpreter and waits for those threads. Let them be through first.
+        time.sleep(1)
         dist.destroy_process_group()
 
 

@@ -247,7 +247,13 @@ def test_killed_experiment_ends_with_the_same_records(tmp_path):
 def test_interrupted_experiment_says_that_it_goes_on(tmp_path):
     flags = ["tying", "--preset", "smoke", "--jobs", "1", "--folder", tmp_path]
     command = [sys.executable, "-m", "l3paper.experiments", *flags]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell may ignore it
+    )
     while not list(tmp_path.glob("*.json")):
         assert process.poll() is None
         time.sleep(0.05)

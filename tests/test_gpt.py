@@ -175,7 +175,7 @@ def test_routers_have_a_group_of_their_own():
     groups = {group["name"]: group for group in model.setup_optimizer().param_groups}
     assert [*groups] == ["matrix", "embedding", "head", "router"]
     assert [p.shape for p in groups["router"]["params"]] == [(6, 32)] * 3
-    assert groups["router"]["lr"] == groups["head"]["lr"] / 4
+    assert groups["router"]["lr"] == pytest.approx(2.5 * groups["head"]["lr"])
     experts = {id(p) for block in model.blocks for p in [*block.mlp.c_fc, *block.mlp.c_proj]}
     assert experts < {id(p) for p in groups["matrix"]["params"]}
 
