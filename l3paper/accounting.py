@@ -87,8 +87,7 @@ def account(config: GPTConfig, mean_rows: float = 0.0, sequence_len: int | None 
     c, layers, l3_layers = config.n_embd, config.n_layer, len(config.l3_blocks)
     time = config.sequence_len if sequence_len is None else sequence_len
     kv_width = config.n_kv_head * config.head_dim
-    d_up, d_emb = config.l3_d_up or 4 * c, config.l3_d_emb or c
-    row_numbers = c if config.l3_tie_kv else c + d_emb
+    d_up, d_emb, row_numbers = config.d_up, config.d_emb, config.row_numbers
     mlp = layers * 2 * c * config.hidden_width  # or one expert a block
     if config.n_experts:
         mlps = {"router": layers * c * config.n_experts, "experts": config.n_experts * mlp}
@@ -151,12 +150,12 @@ def exchanged_bytes(
     takes (each process sends everything but its own part, twice), and what sharded tables take for
     gathering and for dividing the gradient.
     """
-    layers, c = len(config.l3_blocks), config.n_embd
-    d_emb = config.l3_d_emb or c
-    table_bytes = bytes_per_number * config.l3_n_emb * (c if config.l3_tie_kv else c + d_emb)
+    others, layers = processes - 1, len(config.l3_blocks)
+    a_position = 8 + bytes_per_number * (config.n_embd + config.d_emb)
+    table_bytes = bytes_per_number * config.l3_n_emb * config.row_numbers
     return {
-        "positions": layers * (processes - 1) * positions * (8 + bytes_per_number * (c + d_emb)),
-        "dense": layers * 2 * (processes - 1) / processes * table_bytes,
+        "positions": layers * others * positions * a_position,
+        "dense": layers * 2 * others / processes * table_bytes,
     }
 
 

@@ -33,7 +33,7 @@ from l3paper.files import locked, remove_folder
 from l3paper.gpt import GPT
 from l3paper.optim import MuonAdamW
 
-_WEIGHTS = ("weights.safetensors", "tables.safetensors")
+_WEIGHTS = FILES[2:]
 _STATE, _PROGRESS = "optimizer.safetensors", "progress.json"
 
 
