@@ -32,6 +32,7 @@ class TrainConfig:
     n_kv_head: int = _option(0, "heads of keys and values; 0 for n_head")
     sequence_len: int = _option(128, "tokens the model sees at once")
     batch_size: int = _option(16, "sequences a step")
+    accumulate: int = _option(1, "passes a step, each with an equal part of the batch")
     num_iterations: int = _option(1000, "steps")
     l3_after_layers: str | None = _option(
         None, "blocks, from 0, with an L3 layer behind: '1,3'; '' for none; by default the middle"
@@ -56,6 +57,7 @@ class TrainConfig:
     words: str = _option("", "a .txt file, such as WikiText-2's, to take the perplexity by the word on")
     seed: int = _option(0, "of the initialisation and the batches")
     shard: bool = _option(False, "under torchrun: divide the L3 tables among the processes by rows")
+    compile: bool = _option(False, "compile blocks and L3 layers: faster on a GPU, slow to begin")
     device: str = _option("auto", "cpu, cuda, or auto for whichever is there; CUDA runs in bfloat16")
 
     def __post_init__(self):
@@ -66,6 +68,7 @@ class TrainConfig:
             "depth",
             "sequence_len",
             "batch_size",
+            "accumulate",
             "num_iterations",
             "eval_every",
             "eval_tokens",
@@ -128,11 +131,13 @@ PRESETS = {
         n_head=6,
         sequence_len=1024,
         batch_size=64,
+        accumulate=2,
         num_iterations=5000,
         l3_n_emb=262144,
         l3_k_max=512,
         eval_every=250,
         eval_tokens=2**20,
+        compile=True,
     ),
 }
 

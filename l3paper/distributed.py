@@ -11,7 +11,7 @@ and divides the gradient: less memory, more bytes.
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -106,6 +106,16 @@ def parallel(model: GPT, group: Group, shard: bool) -> nn.Module:
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, model.table_names())
     unused = bool(model.config.n_experts)  # an expert that no position chose has no gradient
     return DistributedDataParallel(model, find_unused_parameters=unused, broadcast_buffers=False)
+
+
+def exchange(forward: nn.Module, now: bool) -> AbstractContextManager:
+    """For a pass of a batch: whether gradients of all processes are put together now.
+
+    Once a batch, with its last pass, is enough. What L3 tables need is exchanged in every pass.
+    """
+    if now or not isinstance(forward, DistributedDataParallel):
+        return nullcontext()
+    return forward.no_sync()
 
 
 class SharedLookup:

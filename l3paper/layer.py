@@ -174,7 +174,8 @@ class L3Layer(nn.Module):
         else:
             lookup = self.lookup
         query = self.query(x).reshape(-1, self.n_embd)  # (N, n_embd)
-        found = lookup(query, token_ids.flatten(), bounds, *self.rows(*tables))  # (N, d_emb)
+        tables = _autocast(*self.rows(*tables))
+        found = lookup(query, token_ids.flatten(), bounds, *tables)  # (N, d_emb)
         return self.mix(found.view(*x.shape[:-1], self.d_emb), x)  # (..., n_embd)
 
     # The three parts that l3paper.variants change:
@@ -240,6 +241,20 @@ class L3Layer(nn.Module):
         )
         if bounds is None and prefix + "bounds" in missing_keys:
             missing_keys.remove(prefix + "bounds")
+
+
+def _autocast(keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """The tables in autocast's type, as a linear layer's weights would be, where they are trained.
+
+    A copy of hundreds of thousands of rows is worth it for the tens of thousands of positions of a
+    training batch; in decoding, a few rows at a time are read, and keep their own type.
+    """
+    kind = keys.device.type
+    if not torch.is_autocast_enabled(kind) or not (torch.is_grad_enabled() and keys.requires_grad):
+        return keys, values
+    low = torch.get_autocast_dtype(kind)
+    copy = keys.to(low)
+    return copy, copy if values is keys else values.to(low)
 
 
 def _few(token_ids: Tensor, bounds: Tensor) -> bool:

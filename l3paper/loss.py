@@ -27,12 +27,13 @@ def linear_cross_entropy(
     hidden (N, C), weight (V, C), targets (N,) -> scalar in float32 (float64 for float64 input).
     Targets equal to `ignore_index` do not count. Gradients flow to hidden and weight, once: a
     second derivative raises RuntimeError.
-    Raises ValueError where no target counts.
+    Raises ValueError where no target counts. On an accelerator, where to ask would mean to wait for all
+    that is under way, the mean of nothing is NaN.
     """
     if torch.is_autocast_enabled(hidden.device.type):
         hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
     kept = targets != ignore_index
-    if not kept.any():
+    if targets.device.type == "cpu" and not kept.any():
         raise ValueError(f"targets are all {ignore_index} (ignored): there is nothing to average")
     with_gradient = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     return _LinearCrossEntropy.apply(hidden, weight, targets, kept, cap, with_gradient)

@@ -12,10 +12,11 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
+from l3paper.batches import Batches
 from l3paper.config import TrainConfig
-from l3paper.data import TokenizedCorpus, batch_starts, documents_at, training_batch
+from l3paper.data import TokenizedCorpus
 from l3paper.device import precision
-from l3paper.distributed import Group, limit_gradients
+from l3paper.distributed import Group, exchange, limit_gradients
 from l3paper.evaluation import evaluate
 from l3paper.gpt import GPT
 from l3paper.optim import MuonAdamW
@@ -60,6 +61,10 @@ class Training:
     progress: Progress = field(default_factory=Progress)
     folder: RunFolder | None = None
     group: Group = field(default_factory=Group)
+    batches: Batches = field(init=False)
+
+    def __post_init__(self):
+        self.batches = Batches(self.config, self.corpus, self.group, self.model.device)
 
 
 def train_on(run: Training, show_progress: bool) -> None:
@@ -105,7 +110,7 @@ def train_on(run: Training, show_progress: bool) -> None:
             if last or (step + 1) % config.eval_every == 0:
                 progress.evaluations.append(_evaluation(run, step + 1, everything=last))
                 if not math.isfinite(progress.evaluations[-1]["loss"]):
-                    raise Diverged(step, math.nan, math.nan, _documents(run, step))
+                    raise Diverged(step, math.nan, math.nan, run.batches.documents(step))
             _show(bar, config, progress)
             stop = folder is not None and run.group.any(told() is not None, run.model.device)
             if folder and (stop or last or (step + 1) % folder.settings.every == 0):
@@ -124,36 +129,27 @@ def learning_rate_factor(step: int, steps: int) -> float:
 def train_step(run: Training, step: int) -> float:
     """One batch forward, backward, and into the weights; the whole batch's loss before the update.
 
-    Raises Diverged, and leaves the weights alone, where the loss or a gradient is not finite.
+    The batch goes through in `accumulate` passes, whose gradients add up to those of their mean. The
+    experts of an MoE balance their load in each pass by itself. Raises Diverged, and leaves the weights
+    alone, where the loss or a gradient is not finite.
     """
-    model = run.model
-    batch = training_batch(run.corpus.train, *_which(run, step))
-    inputs, targets = (run.group.part(part) for part in batch)
-    with precision(model):
-        loss = run.forward(inputs.to(model.device), targets.to(model.device))
-        total = loss + model.auxiliary_loss()
-    total.backward()
+    model, losses = run.model, []
+    passes = run.batches[step]
+    for number, (inputs, targets) in enumerate(passes, start=1):
+        with exchange(run.forward, number == len(passes)):
+            with precision(model):
+                loss = run.forward(inputs, targets)
+                total = (loss + model.auxiliary_loss()) / len(passes)
+            total.backward()
+        losses.append(loss.detach())
     norm = limit_gradients(model, run.config.clip)
-    loss = run.group.mean(loss.detach())
+    loss = run.group.mean(torch.stack(losses).mean())
     loss, norm = torch.stack([loss, norm]).tolist()  # the step's one wait for the device
     if not math.isfinite(loss + norm):
-        raise Diverged(step, loss, norm, _documents(run, step))
+        raise Diverged(step, loss, norm, run.batches.documents(step))
     run.optimizer.step()
     run.optimizer.zero_grad()
     return loss
-
-
-def _which(run: Training, step: int) -> tuple[int, int, int, int]:
-    """Of all batches, the one of this step: the arguments of `training_batch`."""
-    config = run.config
-    batch = 0 if config.overfit_batch else step
-    return config.batch_size, config.sequence_len, config.seed, batch
-
-
-def _documents(run: Training, step: int) -> list[int]:
-    """Those that the step's batch is from."""
-    stream, length = run.corpus.train, run.config.sequence_len + 1
-    return documents_at(stream, batch_starts(stream, *_which(run, step)), length)
 
 
 def tokens_a_step(config: TrainConfig) -> int:

@@ -62,9 +62,11 @@ def train(
     """
     lock = run_folder(checkpoints) if checkpoints and speaks() else nullcontext()
     with lock, joined(config.device) as (group, device):
-        if config.batch_size % group.size:
+        parts = group.size * config.accumulate
+        if config.batch_size % parts:
             raise ValueError(
-                f"batch_size is {config.batch_size}; {group.size} processes must divide it evenly"
+                f"batch_size is {config.batch_size}; accumulate = {config.accumulate} passes of "
+                f"{group.size} processes must divide it evenly"
             )
         corpus = load_corpus(config.data, config.vocab_size, config.data_bytes)
         require_length(corpus.train, config.sequence_len)
@@ -72,6 +74,9 @@ def train(
         torch.manual_seed(config.seed)
         model, costs = build_model(config, corpus)
         model.to(device)
+        if config.compile:
+            torch.compiler.reset()  # what earlier runs compiled would count towards the limit
+            model.compile_parts()
         forward = parallel(model, group, config.shard)
         optimizer = model.setup_optimizer(table_lr=config.table_lr, router_lr=config.router_lr)
         folder = RunFolder(checkpoints, _identity(config, corpus)) if checkpoints else None
@@ -141,11 +146,15 @@ def _exchange(run: Training) -> dict:
     }
 
 
+_PASSING = ("device", "words", "shard", "compile")
+"""Settings in which two parts of a run may differ."""
+
+
 def _identity(config: TrainConfig, corpus: TokenizedCorpus) -> dict:
     """What a checkpoint must share with the run that goes on from it."""
     settings = asdict(config) | {"data": corpus_name(config.data), "corpus": corpus.sha256}
     settings["tokenizer"] = hashlib.sha256(corpus.tokenizer.to_str().encode()).hexdigest()
-    return {name: value for name, value in settings.items() if name not in ("device", "words", "shard")}
+    return {name: value for name, value in settings.items() if name not in _PASSING}
 
 
 def build_model(config: TrainConfig, corpus: TokenizedCorpus) -> tuple[GPT, Accounting]:

@@ -69,6 +69,34 @@ def test_compiles_once_for_batches_of_all_kinds(config):
     assert counter.frame_count == frames
 
 
+@pytest.mark.parametrize("config", [replace(WITH_L3, n_layer=12), replace(MOE, n_layer=12)])
+def test_parts_compile_once_for_all_blocks(config):
+    model = stir(make_model(config))
+    expected = [model(*make_batch(seed)) for seed in range(3)]
+    counter = CompileCounter()
+    model.compile_parts(counter)
+    for seed in range(3):
+        loss = model(*make_batch(seed))
+        torch.testing.assert_close(loss, expected[seed])
+        loss.backward()
+        if seed == 0:
+            frames = counter.frame_count
+    assert 0 < counter.frame_count == frames < 12
+
+
+def test_compiled_parts_leave_generation_and_state_dict_alone():
+    model = stir(make_model(WITH_L3))
+    names, (idx, _) = list(model.state_dict()), make_batch()
+    with torch.no_grad():
+        expected = model.logits(model.hidden_states(idx, model.new_cache(2)))
+        counter = CompileCounter()
+        model.compile_parts(counter)
+        cache = model.new_cache(2)
+        found = model.logits(model.hidden_states(idx, cache))
+    torch.testing.assert_close(found, expected)
+    assert list(model.state_dict()) == names
+
+
 CONFIGS = pytest.mark.parametrize("config", [DENSE, WITH_L3, MOE], ids=["dense", "l3", "moe"])
 
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from l3paper import L3Layer, allocation_to_bounds
 from l3paper import layer as layer_module
 from l3paper.layer import FEW, rms_norm
-from l3paper.lookup import LOOKUPS, loop
+from l3paper.lookup import LOOKUPS, loop, padded
 
 ALLOC = [5, 1, 9, 2, 1, 6]
 TIED = pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
@@ -253,3 +253,24 @@ def test_works_under_autocast():
         found = layer(x, ids)
     expected = layer(x, ids)
     assert F.cosine_similarity(found.float().flatten(), expected.flatten(), dim=0) > 0.999
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_trained_tables_take_the_type_of_autocast(tied):
+    seen = []
+
+    def spy(query, ids, bounds, keys, values):
+        seen.append((keys.dtype, values.dtype, keys is values))
+        return padded(query.to(keys.dtype), ids, bounds, keys, values)
+
+    layer = make_layer(tied)
+    layer.lookup = spy
+    x, ids = make_batch()
+    with torch.autocast("cpu", torch.bfloat16):
+        layer(x, ids).float().square().sum().backward()
+        with torch.no_grad():
+            layer(x, ids)
+    layer(x, ids)
+    low, own = (torch.bfloat16,) * 2, (torch.float32,) * 2
+    assert seen == [(*low, tied), (*own, tied), (*own, tied)]
+    assert all(table.grad.dtype == torch.float32 for table in layer.tables())

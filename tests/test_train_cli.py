@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 from dataclasses import asdict, fields, replace
+from functools import partialmethod
 
 import numpy as np
 import pytest
@@ -86,6 +87,33 @@ def refused(text_file, capsys):
         return code, written.err
 
     return call
+
+
+def test_passes_add_up_to_the_batch(tiny):
+    torch.set_default_dtype(torch.float64)
+    try:
+        once, twice = (
+            train(tiny("l3 tied", accumulate=passes), show_progress=False).record for passes in (1, 2)
+        )
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for curve in ("train_loss", "evaluations"):
+        losses = [[point["loss"] for point in record[curve]] for record in (once, twice)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-6)  # Muon rounds to bfloat16
+
+
+def test_compiled_run_equals_the_run(tiny, run_of, monkeypatch):
+    eager = partialmethod(GPT.compile_parts, backend="eager")
+    monkeypatch.setattr(GPT, "compile_parts", eager)
+    found = train(tiny("l3 tied", compile=True), show_progress=False).record["evaluations"]
+    expected = run_of("l3 tied").record["evaluations"]
+    assert [e["loss"] for e in found] == pytest.approx([e["loss"] for e in expected], rel=1e-4)
+
+
+def test_passes_must_divide_the_batch(refused):
+    said = "batch_size is 4; accumulate = 3 passes of 1 processes must divide it evenly"
+    code, message = refused("--accumulate=3")
+    assert (code, said in message) == (2, True)
 
 
 # The record of a run
