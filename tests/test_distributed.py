@@ -12,6 +12,7 @@ import sys
 
 import pytest
 import torch
+from processes import run_ranks
 from test_resume import KINDS
 
 from l3paper.accounting import exchanged_bytes
@@ -21,7 +22,10 @@ from l3paper.train import main, train
 
 SIZES = dict(vocab_size=300, depth=2, n_embd=32, sequence_len=16, batch_size=8, num_iterations=50)
 SIZES |= dict(eval_every=25, eval_tokens=200)
-KINDS = KINDS | {"clipped": KINDS["tied"] | dict(clip=0.5)}
+KINDS = KINDS | {
+    "clipped": KINDS["tied"] | dict(clip=0.5),
+    "in two passes": KINDS["tied"] | dict(accumulate=2),
+}
 
 
 def flags_of(config):
@@ -31,7 +35,7 @@ def flags_of(config):
     ]
 
 
-MODULE = ["-m", "l3paper.train"]
+MODULE = "l3paper.train"
 SCRIPT = """
 import sys, torch
 from l3paper.distributed import SharedLookup
@@ -55,9 +59,10 @@ def script(tmp_path_factory):
     return path
 
 
-def torchrun(processes, program, *arguments):
+def torchrun(processes, module, arguments):
+    """The command itself; elsewhere processes get from `run_ranks` what they would get from it."""
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
-    command += ["--standalone", *program, *arguments]
+    command += ["--standalone", "-m", module, *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200)
 
@@ -82,13 +87,14 @@ def alone(text_file):
 
 CASES = [(2, "tied", False), (4, "tied", False), (2, "tied", True), (4, "tied", True)]
 CASES += [(2, "untied", False), (2, "untied", True), (2, "moe", False), (2, "clipped", True)]
+CASES += [(2, "in two passes", False), (2, "in two passes", True)]
 
 
 @pytest.mark.parametrize(("processes", "kind", "shard"), CASES)
 def test_losses_equal_those_of_one_process(alone, text_file, script, tmp_path, processes, kind, shard):
     places = [f"--data={text_file}", f"--record={tmp_path / 'r.json'}", f"--save={tmp_path / 'm'}"]
     given = [*flags_of(KINDS[kind]), *places, *["--shard"] * shard]
-    done = torchrun(processes, [script], *given)
+    done = run_ranks(processes, script, given)
     assert done.returncode == 0, done.stderr
     record, expected = json.loads((tmp_path / "r.json").read_text()), alone(kind).record
     for curve in ("train_loss", "evaluations"):
@@ -124,12 +130,13 @@ def test_interrupted_run_of_two_processes_goes_on(text_file, tmp_path, shard):
     places += [f"--checkpoint-dir={tmp_path / 'run'}", "--checkpoint-every=20", "--checkpoint-keep=3"]
     places.append("--resume")
     given = [*flags_of(KINDS["tied"]), *places, *["--shard"] * shard]
-    assert torchrun(2, MODULE, *given).returncode == 0
+    start = run_ranks if shard else torchrun
+    assert start(2, MODULE, given).returncode == 0
     whole = json.loads((tmp_path / "r.json").read_text())
     for step in (50, 40):  # as a run that was killed after step 20 would have left them
         shutil.rmtree(tmp_path / "run" / f"step-{step:09}")
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["step-000000020"]
-    done = torchrun(2, MODULE, *given)
+    done = run_ranks(2, MODULE, given)
     assert done.returncode == 0
     assert "20/50" in done.stderr  # the progress bar begins there
     assert json.loads((tmp_path / "r.json").read_text())["train_loss"] == whole["train_loss"]
@@ -137,14 +144,14 @@ def test_interrupted_run_of_two_processes_goes_on(text_file, tmp_path, shard):
 
 def test_divergence_stops_all_processes(text_file, tmp_path):
     flags = [*flags_of(KINDS["tied"]), f"--data={text_file}", "--lr-scale=1e30"]
-    done = torchrun(2, MODULE, *flags, f"--record={tmp_path / 'r.json'}")
+    done = run_ranks(2, MODULE, [*flags, f"--record={tmp_path / 'r.json'}"])
     assert done.returncode != 0
     assert done.stderr.count("diverged: its loss is nan") == 2
 
 
 def test_a_batch_that_cannot_be_divided_is_refused(text_file, tmp_path):
-    done = torchrun(2, MODULE, *flags_of({"batch_size": 7}), f"--data={text_file}")
-    assert "batch_size is 7; 2 processes must divide it evenly" in done.stderr
+    done = run_ranks(2, MODULE, [*flags_of({"batch_size": 7}), f"--data={text_file}"])
+    assert "batch_size is 7; accumulate = 1 passes of 2 processes must divide it evenly" in done.stderr
 
 
 def test_shards_need_several_processes(text_file, tmp_path, capsys):

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from processes import run_module
 from test_resume import Bomb, flip, rewrite
 
 from l3paper.checkpoint import load_model
@@ -29,9 +30,7 @@ TEXT = "one two three four five six seven\n" * 40
 
 def run(module, *arguments, **environment):
     """Exit code and stderr of a fresh process, which must say nothing on stdout."""
-    command = [sys.executable, "-m", f"l3paper.{module}", *map(str, arguments)]
-    settings = os.environ | {"OMP_NUM_THREADS": "1"} | environment
-    done = subprocess.run(command, capture_output=True, text=True, env=settings)
+    done = run_module(f"l3paper.{module}", arguments, environment)
     assert done.stdout == ""
     return done.returncode, done.stderr
 
