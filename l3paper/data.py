@@ -1,12 +1,18 @@
-"""Tokens out: a corpus as two cached streams of ids, and batches cut from them."""
+"""Tokens out: a corpus as two cached streams of ids, and batches cut from them.
 
+`python -m l3paper.data TEXT FILE.npz` tokenizes a text once, to take it to a machine that trains.
+"""
+
+import argparse
 import hashlib
 import json
 import sys
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import tokenizers
@@ -20,6 +26,7 @@ from l3paper.tokenizer import (
     END_OF_TEXT_ID,
     encode_documents,
     load_tokenizer,
+    parse_tokenizer,
     token_bytes,
     train_tokenizer,
 )
@@ -74,8 +81,12 @@ def load_corpus(
     of `cache` (by default `files.cache_folder()`) whose name hashes all that went in. A folder that
     is damaged or was made by something else is reported on stderr and built anew.
 
-    Raises what `read_documents`, `split_documents` and `train_tokenizer` raise.
+    A source that ends in .npz has been tokenized, see `pack_corpus`, and must have this vocabulary.
+    Raises what `read_documents`, `split_documents` and `train_tokenizer` raise, and ValueError for
+    an .npz file that cannot be used.
     """
+    if source.endswith(".npz"):
+        return _unpack(Path(source), vocab_size, max_bytes)
     documents = read_documents(source, max_bytes)
     sha256 = fingerprint(documents)
     version = tokenizers.__version__  # another one may train another tokenizer
@@ -97,6 +108,49 @@ def load_corpus(
             sums = {path.name: files.sha256(path) for path in sorted(new.iterdir())} | {"key": key}
             (new / "sums.json").write_text(json.dumps(sums))
         return _load(folder, name, sha256)
+
+
+def pack_corpus(corpus: TokenizedCorpus, path: Path) -> None:
+    """Write the tokenizer and both streams, compressed, into one .npz file: whole, or not at all."""
+    with files.atomic_write(path, "wb") as file:
+        np.savez_compressed(
+            file,
+            **{stream: getattr(corpus, stream) for stream in _STREAMS},
+            tokenizer=np.frombuffer(corpus.tokenizer.to_str().encode(), np.uint8),
+            name=corpus.name,
+            sha256=corpus.sha256,
+        )
+
+
+def _unpack(path: Path, vocab_size: int, max_bytes: int | None) -> TokenizedCorpus:
+    if max_bytes is not None:
+        raise ValueError(f"data_bytes is {max_bytes}, but {path.name} is tokenized: leave it out")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            text = file["tokenizer"].tobytes().decode()
+            name, sha256, *streams = (file[part] for part in ("name", "sha256", *_STREAMS))
+    except FileNotFoundError:
+        raise ValueError(f"data is {str(path)!r}, which is not there") from None
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OSError,
+        EOFError,
+        BadZipFile,
+        zlib.error,
+    ) as error:
+        raise ValueError(f"{path.name} is no tokenized corpus: {error}") from None
+    corpus = TokenizedCorpus(str(name), str(sha256), parse_tokenizer(text, path.name), *streams)
+    for stream in streams:
+        if stream.ndim != 1 or stream.dtype.kind != "u" or np.any(stream >= corpus.vocab_size):
+            raise ValueError(f"{path.name} is no tokenized corpus: its streams are not of its tokens")
+    if corpus.vocab_size != vocab_size:
+        raise ValueError(
+            f"vocab_size is {vocab_size}, but {path.name} is tokenized with {corpus.vocab_size}"
+        )
+    return corpus
 
 
 def corpus_name(source: str) -> str:
@@ -166,3 +220,33 @@ def validation_batches(
     padded_targets[targets_left:] = -1
     targets = torch.from_numpy(padded_targets.reshape(rows, sequence_len))
     yield from zip(inputs.split(batch_size), targets.split(batch_size), strict=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; exit code 2, and one line on stderr, for input that cannot be used."""
+    parser = argparse.ArgumentParser(
+        prog="python -m l3paper.data",
+        description="Tokenize a text once, into one file that --data takes wherever it is taken.",
+    )
+    parser.add_argument("data", help="as --data of l3paper.train")
+    parser.add_argument("file", type=Path, help="to write; its name must end in .npz")
+    parser.add_argument("--vocab-size", type=int, default=16384, metavar="N", help="(default: 16384)")
+    parser.add_argument("--data-bytes", type=int, metavar="N", help="as of l3paper.train")
+    given = parser.parse_args(arguments)
+    try:
+        if given.file.suffix != ".npz":
+            raise ValueError(f"file is {str(given.file)!r}; its name must end in .npz")
+        files.require_writable(given.file)
+        corpus = load_corpus(given.data, given.vocab_size, given.data_bytes)
+        pack_corpus(corpus, given.file)
+    except (ValueError, ImportError, OSError) as error:
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        return 2
+    print(
+        f"{len(corpus.train):,} training and {len(corpus.validation):,} held-out tokens: {given.file}"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

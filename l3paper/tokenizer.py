@@ -40,11 +40,15 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 def load_tokenizer(path: Path) -> Tokenizer:
     """From a file that `Tokenizer.to_str` went into; ValueError where it is none."""
-    text = path.read_text(encoding="utf-8")
+    return parse_tokenizer(path.read_text(encoding="utf-8"), path.name)
+
+
+def parse_tokenizer(text: str, name: str) -> Tokenizer:
+    """From what `Tokenizer.to_str` gave; ValueError, which calls it `name`, where it is none."""
     try:
         tokenizer = Tokenizer.from_str(text)
     except Exception as error:  # the library raises nothing more special
-        raise ValueError(f"{path.name} is no tokenizer: {error}") from None
+        raise ValueError(f"{name} is no tokenizer: {error}") from None
     tokenizer.encode_special_tokens = True  # no part of the file; the special token's words are text
     return tokenizer
 

@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 
 from l3paper import data
 from l3paper.corpus import read_documents, split_documents
-from l3paper.data import TokenizedCorpus, load_corpus, training_batch, validation_batches
+from l3paper.data import (
+    TokenizedCorpus,
+    load_corpus,
+    main,
+    pack_corpus,
+    training_batch,
+    validation_batches,
+)
 from l3paper.tokenizer import train_tokenizer
 
 CACHE_FILES = ["tokenizer.json", "train.npy", "validation.npy", "sums.json"]
@@ -209,3 +216,74 @@ def test_validation_covers_every_target_once(length, batch_size, sequence_len):
     assert (~real).sum() < sequence_len
     assert all(part.shape == (batch_size, sequence_len) for part, _ in batches[:-1])
     assert all(1 <= len(part) <= batch_size for part, _ in batches)
+
+
+# A corpus in one file
+
+
+@pytest.fixture
+def packed(pristine, tmp_path):
+    path = tmp_path / "woods.npz"
+    pack_corpus(pristine[1], path)
+    return path
+
+
+def test_packed_corpus_is_the_corpus(pristine, packed):
+    found, expected = load_corpus(str(packed), 300), pristine[1]
+    assert same(found, expected)
+    assert (found.name, found.sha256) == (expected.name, expected.sha256)
+    assert found.train.dtype == expected.train.dtype
+    text = "a text with <|endoftext|> in it"
+    assert found.tokenizer.encode(text).ids == expected.tokenizer.encode(text).ids
+    assert packed.stat().st_size < expected.train.nbytes
+
+
+def test_command_line_packs(text_file, tmp_path, pristine, capsys):
+    assert main([str(text_file), str(tmp_path / "a.npz"), "--vocab-size", "300"]) == 0
+    assert f"{len(pristine[1].train):,} training and" in capsys.readouterr().out
+    assert same(load_corpus(str(tmp_path / "a.npz"), 300), pristine[1])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [(["a.npy"], "must end in .npz"), (["a.npz", "--vocab-size", "9"], "vocab_size is 9")],
+)
+def test_bad_flags_pack_nothing(text_file, tmp_path, monkeypatch, capsys, flags, message):
+    monkeypatch.chdir(tmp_path)
+    assert main([str(text_file), *flags]) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def rewritten(path, **changes):
+    with np.load(path) as file:
+        arrays = dict(file) | changes
+    np.savez(path, **{name: array for name, array in arrays.items() if array is not None})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda path: path.write_bytes(b"nothing"), "no tokenized corpus"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-300]), "no tokenized corpus"),
+        (lambda path: path.unlink(), "is not there"),
+        (lambda path: rewritten(path, train=None), "no tokenized corpus: .*train"),
+        (lambda path: rewritten(path, train=np.array([300], np.uint16)), "not of its tokens"),
+        (lambda path: rewritten(path, train=np.array([-1])), "not of its tokens"),
+        (lambda path: rewritten(path, train=np.array([[1]], np.uint16)), "not of its tokens"),
+        (lambda path: rewritten(path, train=np.array([{}])), "no tokenized corpus"),
+        (lambda path: rewritten(path, tokenizer=np.arange(9, dtype=np.uint8)), "no tokenizer"),
+        (lambda path: rewritten(path, tokenizer=np.array([255], np.uint8)), "no tokenized corpus"),
+    ],
+)
+def test_unusable_packed_corpus(packed, change, message):
+    change(packed)
+    with pytest.raises(ValueError, match=message):
+        load_corpus(str(packed), 300)
+
+
+def test_packed_corpus_has_its_own_vocabulary_and_length(packed):
+    with pytest.raises(ValueError, match=r"vocab_size is 301, but woods\.npz is tokenized with 300"):
+        load_corpus(str(packed), 301)
+    with pytest.raises(ValueError, match=r"data_bytes is 5, but woods\.npz is tokenized"):
+        load_corpus(str(packed), 300, max_bytes=5)
