@@ -21,15 +21,15 @@ from l3paper.allocation import (
     scan_codewords,
 )
 from l3paper.bench_decode import bench_decode
-from l3paper.catalogue import EXPERIMENTS
+from l3paper.bench_training import SIZES, bench_throughput, bench_train_step
 from l3paper.config import PRESETS
+from l3paper.correctness import check_lookups
 from l3paper.data import load_corpus, training_batch
-from l3paper.device import pick_device, precision
+from l3paper.device import pick_device
 from l3paper.files import require_writable
 from l3paper.lookup import blocked, grouped, padded
 from l3paper.records import environment, write_record
 from l3paper.timing import copy_speed, interleaved_medians, memory_size, peak_bytes, product_speed
-from l3paper.train import build_model
 
 
 @dataclass(frozen=True)
@@ -194,45 +194,6 @@ def bench_allocation(repeats: int) -> list[dict]:
     ]
 
 
-def bench_train_step(experiment: str, preset: str, repeats: int, device: torch.device) -> list[dict]:
-    """A training step of every model of an experiment, and the optimizer's share of it.
-
-    The experiment's first model is dense.
-    """
-    configs = EXPERIMENTS[experiment].configs(preset, "stdlib")
-    jobs, corpora = {}, {}
-    for name, config in configs.items():
-        key = config.vocab_size, config.data_bytes
-        corpora[key] = corpus = corpora.get(key) or load_corpus(config.data, *key)
-        batch = training_batch(corpus.train, config.batch_size, config.sequence_len, seed=0, step=0)
-        model = build_model(config, corpus)[0].to(device)
-        optimizer = model.setup_optimizer()
-
-        def gradients(model=model, batch=batch):
-            with precision(model):
-                loss = model(*(part.to(device) for part in batch)) + model.auxiliary_loss()
-            loss.backward()
-
-        def update(optimizer=optimizer):
-            optimizer.step()
-            optimizer.zero_grad()
-
-        jobs |= {f"{name}: gradients": gradients, f"{name}: optimizer": update}
-    medians = interleaved_medians(jobs, repeats)
-    steps = {name: medians[f"{name}: gradients"] + medians[f"{name}: optimizer"] for name in configs}
-    dense = next(iter(steps.values()))
-    return [
-        {
-            "model": name,
-            "seconds": seconds,
-            "tokens_per_second": configs[name].batch_size * configs[name].sequence_len / seconds,
-            "optimizer_share": medians[f"{name}: optimizer"] / seconds,
-            "speed_of_dense": dense / seconds,
-        }
-        for name, seconds in steps.items()
-    ]
-
-
 def as_table(results: list[dict]) -> str:
     """Results as aligned columns: times in ms, bytes in MB."""
 
@@ -253,10 +214,13 @@ def as_table(results: list[dict]) -> str:
     )
 
 
+WHAT = ("correctness", "lookup", "optimizer", "train-step", "throughput", "allocation", "decode")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; exit code 2, and one line on stderr, for input that cannot be used."""
     parser = argparse.ArgumentParser(prog="python -m l3paper.bench", description=__doc__)
-    parser.add_argument("what", choices=("lookup", "optimizer", "train-step", "allocation", "decode"))
+    parser.add_argument("what", choices=WHAT)
     parser.add_argument(
         "--setting", choices=SETTINGS, default="laptop", help="of lookup, optimizer (default: laptop)"
     )
@@ -269,6 +233,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default="dense_vs_l3",
         help="whose models train-step times (default: dense_vs_l3)",
     )
+    parser.add_argument("--size", choices=SIZES, default="smoke", help="of throughput (default: smoke)")
     parser.add_argument(
         "--sweep", action="store_true", help="of decode: the L3 layer behind every block in turn"
     )
@@ -290,7 +255,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             require_writable(given.json)
     except ValueError as error:
         parser.error(str(error))
-    setting = asdict(SETTINGS[given.setting])
+    setting, more, wrong = asdict(SETTINGS[given.setting]), {}, False
     if given.what == "lookup":
         setting["dtype"] = given.dtype
         dtype = getattr(torch, given.dtype)
@@ -300,6 +265,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     elif given.what == "train-step":
         setting = {"experiment": given.experiment, "preset": given.preset}
         results = bench_train_step(given.experiment, given.preset, given.repeats, device)
+    elif given.what == "throughput":
+        setting = {"size": given.size} | asdict(SIZES[given.size])
+        results, more["profile"] = bench_throughput(given.size, given.repeats, device)
+    elif given.what == "correctness":
+        setting, results = {}, check_lookups(device)
+        wrong = any(row["verdict"] != "right" for row in results)
     elif given.what == "decode":
         setting = {"preset": given.preset}
         results = bench_decode(given.preset, given.repeats, device, given.sweep)
@@ -307,9 +278,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         setting, results = {}, bench_allocation(given.repeats)
     print(as_table(results))
     if given.json:
-        record = {"bench": given.what, "setting": setting, "results": results}
+        record = {"bench": given.what, "setting": setting, "results": results, **more}
         write_record(given.json, record | {"environment": environment(device)})
-    return 0
+    return int(wrong)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,17 @@
 """The benchmarks: what they time, the floors, and the command line."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
-from l3paper import bench
+from l3paper import bench, correctness
+from l3paper.accounting import account
 from l3paper.bench import SETTINGS, flex, main
+from l3paper.bench_training import SIZES
 from l3paper.catalogue import EXPERIMENTS
-from l3paper.lookup import loop
+from l3paper.lookup import LOOKUPS, loop
 from strategies import make_inputs
 
 CPU = torch.device("cpu")
@@ -82,6 +85,54 @@ def test_train_step_times_every_model_of_the_main_comparison(tmp_path):
         EXPERIMENTS["main"].configs("smoke", "stdlib")
     )
     assert written["setting"] == {"experiment": "main", "preset": "smoke"}
+
+
+def test_throughput_accounts_for_a_step(tmp_path, capsys):
+    record = tmp_path / "throughput.json"
+    flags = ["throughput", "--repeats", "1", "--device", "cpu", "--json", str(record)]
+    assert main(flags) == 0
+    written = json.loads(record.read_text())
+    rows, config = written["results"], SIZES["smoke"]
+    assert [row["model"] for row in rows] == ["dense", "L3", "L3, two layers"]
+    assert rows[0]["speed_of_dense"] == 1
+    assert rows[0]["lookup_share"] == rows[0]["projections_share"] == 0
+    assert all(row["lookup_share"] > 0 < row["projections_share"] for row in rows[1:])
+    table = config.l3_n_emb * config.n_embd
+    totals = [row["total_parameters"] for row in rows]
+    assert totals[2] - totals[1] == totals[1] - totals[0] > table
+    for row in rows:
+        tokens = row["seconds"] * row["tokens_per_second"]
+        assert tokens == pytest.approx(config.batch_size * config.sequence_len)
+        assert row["utilisation"] > 0
+    for operations in written["profile"].values():
+        assert any("mm" in row["operation"] for row in operations)
+        assert 0 < sum(row["share"] for row in operations) <= 1.001
+    assert "optimizer share" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("size", "least", "most"), [("100M", 95e6, 125e6), ("400M", 380e6, 440e6)])
+def test_sizes_are_what_they_are_called(size, least, most):
+    config = replace(SIZES[size], l3_after_layers="1")
+    assert least < account(config.model_config(), mean_rows=30).active_parameters < most
+
+
+def test_correctness_finds_a_wrong_lookup(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(correctness, "ALLOCATIONS", ([1, 40, 7],))
+    flags = ["correctness", "--device", "cpu", "--json", str(tmp_path / "c.json")]
+    assert main(flags) == 0
+    right = capsys.readouterr().out
+    assert "WRONG" not in right
+    assert all(
+        name in right for name in ("grouped", "padded", "blocked", "bfloat16", "gradient of keys")
+    )
+    monkeypatch.setitem(LOOKUPS, "padded", lambda *inputs: 1.1 * loop(*inputs))
+    assert main(flags) == 1
+    wrong = [
+        row
+        for row in json.loads((tmp_path / "c.json").read_text())["results"]
+        if row["verdict"] != "right"
+    ]
+    assert {row["lookup"] for row in wrong} == {"padded"}
 
 
 def test_allocation_counts_tokens(corpus):
