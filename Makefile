@@ -1,4 +1,4 @@
-# Two commands, each enough on a fresh clone with Python 3.11 or newer:
+# Each is enough on a fresh clone with Python 3.11 or newer:
 #   make figures   execute every notebook in order, rewrite its outputs and figures/
 #   make test      check the style, run the unit tests and run every notebook as a test
 # PYTHON=python3.12 make ... picks the interpreter; L3_PRESET=laptop or gpu runs larger experiments.
@@ -10,7 +10,7 @@ READY := .venv/.ready
 # On two cores, two processes of one thread each are faster than one process of two.
 TEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 2 --durations=5
 
-.PHONY: figures test clean
+.PHONY: figures test gpu clean
 
 figures: $(READY)
 	$(BIN)/python -m l3paper.notebooks
@@ -20,6 +20,10 @@ test: $(READY)
 	$(BIN)/ruff format --check --quiet .
 	$(TEST) tests
 	$(TEST) --nbmake notebooks
+
+# With an NVIDIA GPU: check, time and train there. PARTS="main --minutes 9" runs one part, for so long.
+gpu: $(READY)
+	$(BIN)/python -m l3paper.gpu $(PARTS)
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

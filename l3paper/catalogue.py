@@ -30,6 +30,7 @@ SMALL = {
         depth=6,
         n_embd=384,
         sequence_len=512,
+        accumulate=1,
         num_iterations=1000,
         l3_n_emb=131072,
         eval_every=100,
@@ -41,6 +42,9 @@ DENSE = {"l3_after_layers": ""}
 
 ENGLISH = "english (public domain).txt"
 """The text of the records on English prose; figures/data/english.md lists its sources."""
+
+ENGLISH_TOKENS = "english-16384.npz"
+"""The same kind of text, more of it, tokenized for the runs on a GPU."""
 
 
 @dataclass(frozen=True)

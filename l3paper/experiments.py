@@ -254,19 +254,33 @@ def loss_curve(record: dict) -> dict[int, float]:
 
 
 def summary(families: dict[str, Family]) -> str:
-    """One line a family: loss over the seeds, and the difference to the first family by seed."""
-    first = [final_loss(run) for run in next(iter(families.values())).runs]
-    head = "", "nats/token", "from", "to", "less the first", "rates x"
-    rows = [(*head, "parameters", "active", "FLOPs/token")]
+    """One line a family: loss over the seeds, the difference to the first family by seed, and costs.
+
+    Tokens a second are those of the record that is the median, against the first family's; where runs
+    went on beside each other, they say little. The perplexity by the word is there where it was taken.
+    """
+    first = next(iter(families.values())).runs
+    words = all("words" in run for family in families.values() for run in family.runs)
+    head = ["", "nats/token", "from", "to", "less the first", "bits/byte"]
+    head += ["perplexity by the word"] * words + ["rates x", "parameters", "active", "FLOPs/token"]
+    rows = [[*head, "tokens/s of the first"]]
     for name, family in families.items():
-        losses = [final_loss(run) for run in family.runs]
-        gap = statistics.fmean(loss - base for loss, base in zip(losses, first, strict=True))
-        run = family.runs[0]
-        cells = [f"{x:.4f}" for x in (statistics.fmean(losses), min(losses), max(losses))]
-        cells += [f"{gap:+.4f}", f"{run['config']['lr_scale']:g}"]
+        run, losses = family.runs[0], [final_loss(run) for run in family.runs]
+        gap = statistics.fmean(x - final_loss(y) for x, y in zip(losses, first, strict=True))
+        row = [name, *(f"{x:.4f}" for x in (statistics.fmean(losses), min(losses), max(losses)))]
+        bits = statistics.fmean(run["evaluations"][-1]["bits_per_byte"] for run in family.runs)
+        row += [f"{gap:+.4f}", f"{bits:.4f}"]
+        if words:
+            row.append(f"{statistics.fmean(run['words']['perplexity'] for run in family.runs):,.1f}")
+        row.append(f"{run['config']['lr_scale']:g}")
         counts = ("total_parameters", "active_parameters", "flops_training_per_token")
-        rows.append((name, *cells, *(f"{run['model'][key]:,.0f}" for key in counts)))
+        row += [f"{run['model'][key]:,.0f}" for key in counts]
+        rows.append([*row, f"{_speed(family.runs) / _speed(first):.0%}"])
     return markdown(rows)
+
+
+def _speed(runs: list[dict]) -> float:
+    return statistics.median(run["tokens_per_second"] for run in runs)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

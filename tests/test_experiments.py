@@ -183,6 +183,7 @@ def test_perplexity_by_the_word_is_recorded_and_not_passed_over(tiny, tmp_path):
     made = run_experiment("tiny", "smoke", tiny, 1, 1, tmp_path / "with", str(words))
     assert all(family.runs[0]["words"]["words"] == 3 for family in made.values())
     assert made == results("tiny", "smoke", tiny, 1, tmp_path / "with")
+    assert "| perplexity by the word |" in summary(made)
     run_experiment("tiny", "smoke", tiny, 1, 1, tmp_path / "without")
     with pytest.raises(ValueError, match="has no perplexity by the word"):
         run_experiment("tiny", "smoke", tiny, 1, 1, tmp_path / "without", str(words))
@@ -271,6 +272,8 @@ def test_command_line_prints_the_table(tiny, tmp_path, capsys):
     assert printed[0] == "Better?"
     assert len(printed) == 5
     assert "+0.0000" in printed[3]
+    assert printed[3].endswith(" 100% |")
+    assert "by the word" not in printed[1]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,113 @@
+"""The parts for a GPU: a dry run of them all on the CPU, and how they stop, go on and fail."""
+
+import sys
+
+import pytest
+import torch
+
+from l3paper import gpu
+from l3paper.catalogue import EXPERIMENTS
+from l3paper.experiments import results
+from l3paper.gpu import PARTS, SCALE, TOY, Part, command_of, main
+from l3paper.records import read_record
+
+BENCHES = [name for name in PARTS if name not in EXPERIMENTS]
+
+
+@pytest.fixture
+def parts(monkeypatch):
+    """Stand-ins for the parts: Python programs that use nothing of the package."""
+
+    def use(**programs):
+        monkeypatch.setattr(gpu, "PARTS", {name: Part(1, None) for name in programs})
+        monkeypatch.setattr(
+            gpu, "command_of", lambda name, scale: [sys.executable, "-c", programs[name]]
+        )
+
+    return use
+
+
+def dry(folder, *flags):
+    return main(["--dry-run", "--folder", str(folder), *flags])
+
+
+def outcome(folder, name):
+    return read_record(folder / "gpu" / "parts" / f"{name}.json")
+
+
+def test_dry_run_of_everything(tmp_path, capfd):
+    assert dry(tmp_path) == 0
+    printed = capfd.readouterr().out
+    for name, part in PARTS.items():
+        found = outcome(tmp_path, name)
+        assert found["done"]
+        assert 0 < found["minutes"] < part.minutes * 10
+        assert found["predicted_minutes"] == part.minutes
+        assert f"| {name} | yes | {part.minutes:g} |" in printed
+    for name in BENCHES:
+        record = read_record(tmp_path / "gpu" / f"{name}.json")
+        assert record["results"]
+        assert record["environment"]["device"].startswith("cpu")
+    for name in PARTS.keys() - set(BENCHES):
+        assert all(
+            family.runs for family in results(name, "smoke", seeds=1, folder=tmp_path / "runs").values()
+        )
+    assert dry(tmp_path) == 0  # and again: nothing is left to do
+    assert capfd.readouterr().out.count("done already") == len(PARTS)
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_full_scale_is_another_command_with_the_same_flags(name):
+    small, full = command_of(name, TOY), command_of(name, SCALE)
+    assert [word for word in small if word.startswith("--")] == [
+        word for word in full if word.startswith("--")
+    ]
+    assert {"smoke", "cpu"}.isdisjoint(full)
+
+
+def test_minutes_end_a_part_and_the_next_call_goes_on(tmp_path, parts, capfd):
+    mark = tmp_path / "mark"
+    program = f"import pathlib, time; p = pathlib.Path({str(mark)!r})\n"
+    parts(slow=program + "if not p.exists(): p.touch(); time.sleep(60)", next="print('never')")
+    assert dry(tmp_path, "--minutes", "0.05") == 75
+    first = outcome(tmp_path, "slow")
+    assert not first["done"]
+    assert "never" not in capfd.readouterr().out
+    assert dry(tmp_path, "slow") == 0
+    last = outcome(tmp_path, "slow")
+    assert last["done"]
+    assert last["minutes"] > first["minutes"] > 0.04
+
+
+def test_a_part_that_fails_leaves_the_others(tmp_path, parts, capfd):
+    parts(bad="raise SystemExit(3)", good="print('here')")
+    assert dry(tmp_path) == 1
+    assert not outcome(tmp_path, "bad")["done"]
+    assert outcome(tmp_path, "good")["done"]
+    said = capfd.readouterr()
+    assert "bad failed with exit code 3" in said.err
+    assert said.out.count("here") == 1
+    assert dry(tmp_path, "good", "--again") == 0
+    assert capfd.readouterr().out.count("here") == 1
+    assert dry(tmp_path, "--skip", "bad", "good") == 0
+    assert "here" not in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--dry-run"], "--dry-run needs --folder"),
+        (["--dry-run", "--folder", "x", "mian"], "part is 'mian'; choose out of correctness,"),
+        (["--dry-run", "--folder", "x", "--minutes", "0"], "minutes is 0; it must be above 0"),
+        (["--dry-run", "--folder", "x", "--minutes", "nan"], "minutes is nan; it must be above 0"),
+        ([], "PyTorch sees no CUDA device here"),
+    ],
+)
+def test_bad_flags(flags, message, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(flags) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("python -m l3paper.gpu: error: ")
+    assert message in said
+    assert not list(tmp_path.iterdir())
