@@ -1,20 +1,22 @@
 """How fast models train, side by side, and where the time of a step goes."""
 
+import gc
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from torch import Tensor
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from l3paper.accounting import Accounting
-from l3paper.catalogue import DENSE, EXPERIMENTS
+from l3paper.catalogue import DENSE, EXPERIMENTS, spread
 from l3paper.config import TrainConfig
 from l3paper.data import TokenizedCorpus, load_corpus, training_batch
 from l3paper.device import precision
+from l3paper.distributed import limit_gradients
 from l3paper.gpt import GPT
-from l3paper.layer import L3Layer
+from l3paper.layer import autocast_tables
 from l3paper.optim import MuonAdamW
 from l3paper.timing import interleaved_medians, peak_bytes, product_speed
 from l3paper.train import build_model
@@ -37,26 +39,46 @@ PROFILED = 12
 
 @dataclass(frozen=True)
 class Step:
-    """A step of training in two halves, to be timed apart: one pass of a batch, and the update."""
+    """A step of training in its parts, to be timed apart."""
 
+    config: TrainConfig
     model: GPT
     costs: Accounting
     optimizer: MuonAdamW
     batch: tuple[Tensor, Tensor]
-    """Inputs and targets (b, T), on the model's device."""
+    """Inputs and targets (b, T) of one pass, on the model's device."""
 
     def gradients(self) -> None:
+        """One pass. The first of a step makes the gradients, the others add to them."""
         with precision(self.model):
             loss = self.model(*self.batch) + self.model.auxiliary_loss()
         loss.backward()
 
     def update(self) -> None:
+        limit_gradients(self.model, self.config.clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
 
     def whole(self) -> None:
-        self.gradients()
+        for _ in range(self.config.accumulate):
+            self.gradients()
         self.update()
+
+    def jobs(self, name: str) -> dict[str, Callable[[], None]]:
+        """To be run in this order, again and again."""
+        jobs = {f"{name}: first pass": self.gradients, f"{name}: next pass": self.gradients}
+        return jobs | {f"{name}: update": self.update}
+
+    def costs_of(self, name: str, medians: dict[str, float]) -> dict[str, float]:
+        """From the medians of its jobs: seconds a step, tokens a second, the optimizer's share."""
+        first, following, update = (medians[job] for job in self.jobs(name))
+        seconds = first + (self.config.accumulate - 1) * following + update
+        tokens = self.config.batch_size * self.config.sequence_len
+        return {
+            "seconds": seconds,
+            "tokens_per_second": tokens / seconds,
+            "optimizer_share": update / seconds,
+        }
 
 
 def make_step(config: TrainConfig, corpus: TokenizedCorpus, device: torch.device) -> Step:
@@ -67,7 +89,8 @@ def make_step(config: TrainConfig, corpus: TokenizedCorpus, device: torch.device
         model.compile_parts()
     passing = config.batch_size // config.accumulate
     batch = training_batch(corpus.train, passing, config.sequence_len, seed=0, step=0)
-    return Step(model, costs, model.setup_optimizer(), tuple(part.to(device) for part in batch))
+    on_device = tuple(part.to(device) for part in batch)
+    return Step(config, model, costs, model.setup_optimizer(), on_device)
 
 
 def bench_train_step(experiment: str, preset: str, repeats: int, device: torch.device) -> list[dict]:
@@ -75,122 +98,106 @@ def bench_train_step(experiment: str, preset: str, repeats: int, device: torch.d
 
     The experiment's first model is dense.
     """
-    configs = EXPERIMENTS[experiment].configs(preset, "stdlib")
-    jobs, corpora = {}, {}
-    for name, config in configs.items():
+    steps, corpora = {}, {}
+    for name, config in EXPERIMENTS[experiment].configs(preset, "stdlib").items():
         key = config.vocab_size, config.data_bytes
-        corpora[key] = corpus = corpora.get(key) or load_corpus(config.data, *key)
-        step = make_step(config, corpus, device)
-        jobs |= {f"{name}: gradients": step.gradients, f"{name}: optimizer": step.update}
+        corpora[key] = corpora.get(key) or load_corpus(config.data, *key)
+        steps[name] = make_step(config, corpora[key], device)
+    return _side_by_side(steps, {}, repeats)[0]
+
+
+def _side_by_side(
+    steps: dict[str, Step], more: dict[str, Callable[[], None]], repeats: int
+) -> tuple[list[dict], dict[str, float]]:
+    """A row a step, its speed held to the first's; and the medians of all jobs, `more` among them."""
+    jobs = {job: run for name, step in steps.items() for job, run in step.jobs(name).items()} | more
     medians = interleaved_medians(jobs, repeats)
-    steps = {
-        name: config.accumulate * medians[f"{name}: gradients"] + medians[f"{name}: optimizer"]
-        for name, config in configs.items()
-    }
-    dense = next(iter(steps.values()))
-    return [
-        {
-            "model": name,
-            "seconds": seconds,
-            "tokens_per_second": configs[name].batch_size * configs[name].sequence_len / seconds,
-            "optimizer_share": medians[f"{name}: optimizer"] / seconds,
-            "speed_of_dense": dense / seconds,
-        }
-        for name, seconds in steps.items()
-    ]
+    rows = [{"model": name} | step.costs_of(name, medians) for name, step in steps.items()]
+    first = rows[0]["tokens_per_second"]
+    return [row | {"speed_of_dense": row["tokens_per_second"] / first} for row in rows], medians
 
 
 def bench_throughput(size: str, repeats: int, device: torch.device) -> tuple[list[dict], dict]:
     """Dense against one and two L3 layers at equal depth, a pair at a time; and a profile of each.
 
-    A step is `accumulate` passes and one update, whose times are taken apart. "utilisation" is the
-    share of the speed of one large product, in the type that the model computes in, that the step's
-    operations reach, by the accounting. The shares of lookups and projections are those of all L3
-    layers, each timed by itself on the pass's ids.
+    "utilisation" is the share of the speed of one large product, in the type that the model computes
+    in, that the step's operations reach, by the accounting. The shares of lookups, with their tables'
+    copies and the plan, and of projections are of all L3 layers, timed by themselves on the same ids.
     """
     base = SIZES[size]
     corpus = load_corpus(base.data, base.vocab_size)
     ceiling = product_speed(device, torch.bfloat16 if device.type == "cuda" else torch.float32)
-    after = {"L3": str(base.depth // 2), "L3, two layers": f"{base.depth // 3},{2 * base.depth // 3}"}
     dense = make_step(replace(base, **DENSE), corpus, device)
     results, profiles = [], {"dense": profiled(dense.whole, device)}
-    for name, blocks in after.items():
-        step = make_step(replace(base, l3_after_layers=blocks), corpus, device)
-        rows = _pair(base, {"dense": dense, name: step}, repeats, device, ceiling)
+    for layers, name in enumerate(("L3", "L3, two layers"), start=1):
+        step = make_step(replace(base, l3_after_layers=spread(base, layers)), corpus, device)
+        steps = {"dense": dense, name: step}
+        rows, medians = _side_by_side(steps, layer_jobs(step.model, step.batch[0]), repeats)
+        # Each model in the pass that the step takes `accumulate` times; the plan serves all its layers.
+        lookup = base.accumulate * (layers * medians["lookup"] + medians["plan"])
+        projections = base.accumulate * layers * medians["projections"]
+        for row, (model, each) in zip(rows, steps.items(), strict=True):
+            here, reached = model == name, each.costs.flops_training * row["tokens_per_second"]
+            row |= {
+                "active_parameters": each.costs.active_parameters,
+                "total_parameters": each.costs.total_parameters,
+                "utilisation": reached / ceiling,
+                "lookup_share": lookup / row["seconds"] if here else 0.0,
+                "projections_share": projections / row["seconds"] if here else 0.0,
+                "peak_bytes": peak_bytes(each.whole, device),
+            }
         results += rows if not results else rows[1:]
         profiles[name] = profiled(step.whole, device)
-        del step  # its tables and their moments leave no room for the next
+        del step, steps, each
+        gc.collect()  # compiling leaves cycles, and they hold tables of gigabytes
     return results, profiles
 
 
-def _pair(
-    config: TrainConfig, steps: dict[str, Step], repeats: int, device: torch.device, ceiling: float
-) -> list[dict]:
-    jobs: dict[str, Callable[[], None]] = {}
-    for name, step in steps.items():
-        jobs |= {f"{name}: gradients": step.gradients, f"{name}: optimizer": step.update}
-        for layer in list(step.model.l3_layers.values())[:1]:
-            jobs |= layer_jobs(layer, step.model, step.batch[0])
-    medians = interleaved_medians(jobs, repeats)
-    tokens, passes = config.batch_size * config.sequence_len, config.accumulate
-    rows = []
-    for name, step in steps.items():
-        update = medians[f"{name}: optimizer"]
-        seconds = passes * medians[f"{name}: gradients"] + update
-        layers = passes * len(step.model.l3_layers)
-        rows.append(
-            {
-                "model": name,
-                "active_parameters": step.costs.active_parameters,
-                "total_parameters": step.costs.total_parameters,
-                "seconds": seconds,
-                "tokens_per_second": tokens / seconds,
-                "utilisation": step.costs.flops_training * tokens / seconds / ceiling,
-                "optimizer_share": update / seconds,
-                "lookup_share": layers * medians.get("lookup", 0.0) / seconds,
-                "projections_share": layers * medians.get("projections", 0.0) / seconds,
-                "peak_bytes": peak_bytes(step.whole, device),
-            }
-        )
-    speeds = [row["tokens_per_second"] for row in rows]
-    return [row | {"speed_of_dense": s / speeds[0]} for row, s in zip(rows, speeds, strict=True)]
-
-
-def layer_jobs(layer: L3Layer, model: GPT, idx: Tensor) -> dict[str, Callable[[], None]]:
-    """A layer's lookup with its plan, and its projections: forward and backward, each by itself."""
+def layer_jobs(model: GPT, idx: Tensor) -> dict[str, Callable[[], None]]:
+    """A pass's plan, and for one L3 layer its lookup and its projections, forward and backward."""
+    layer = next(iter(model.l3_layers.values()))
     low = torch.bfloat16 if idx.is_cuda else layer.w_mix.weight.dtype
-    like = dict(device=idx.device, dtype=low)
-    query = torch.randn(idx.numel(), layer.n_embd, **like, requires_grad=True)
-    found = torch.randn(idx.numel(), layer.d_emb, **like, requires_grad=True)
-    tables = {id(table): table.detach().to(low).requires_grad_() for table in layer.tables()}
-    keys, values = (tables[id(table)] for table in layer.tables())
+    like = dict(device=idx.device, dtype=low, requires_grad=True)
+    query = torch.randn(idx.numel(), layer.n_embd, **like)
+    found = torch.randn(idx.numel(), layer.d_emb, **like)
+    tables = list(dict.fromkeys(layer.tables()))
+    weights = [linear.weight for linear in layer.projections()]
+    plan = layer.plan(idx)
 
     def lookup() -> None:
-        plan = partial(layer.lookup, plan=layer.plan(idx))
-        output = plan(query, idx.flatten(), layer.bounds, keys, values)
-        torch.autograd.grad(output, [query, *tables.values()], found.detach())
+        with precision(model):
+            keys, values = autocast_tables(*layer.tables())
+            output = layer.lookup(query, idx.flatten(), layer.bounds, keys, values, plan)
+        torch.autograd.grad(output, [query, *tables], found.detach())
 
     def projections() -> None:
         with precision(model):
             output = layer.mix(found, query)
-        weights = [linear.weight for linear in layer.projections()]
         torch.autograd.grad(output, [query, found, *weights], torch.ones_like(output))
 
-    return {"lookup": lookup, "projections": projections}
+    return {"plan": lambda: layer.plan(idx), "lookup": lookup, "projections": projections}
 
 
 def profiled(job: Callable[[], None], device: torch.device) -> list[dict]:
-    """The operations of a warm job that take longest by themselves: calls, and share of the time."""
+    """The operations of a warm job that take longest by themselves: calls, and share of the time.
+
+    On CUDA, they are its kernels, and the time is the kernels' together.
+    """
     job()
     activity = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
     with profile(activities=activity) as watch:
         job()
         if device.type == "cuda":
             torch.cuda.synchronize()
-    what = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
-    events = {event.key: (getattr(event, what), event.count) for event in watch.key_averages()}
-    total = sum(time for time, _ in events.values())
-    longest = sorted(events.items(), key=lambda item: -item[1][0])[:PROFILED]
+    taken = {}
+    for event in watch.key_averages():
+        if device.type == "cpu":
+            taken[event.key] = event.self_cpu_time_total, event.count
+        elif event.device_type == DeviceType.CUDA and not event.is_user_annotation:
+            taken[event.key] = event.self_device_time_total, event.count
+    total = sum(time for time, _ in taken.values())
+    longest = sorted(taken.items(), key=lambda item: -item[1][0])[:PROFILED]
     return [
-        {"operation": name, "calls": count, "share": time / total} for name, (time, count) in longest
+        {"operation": name[:100], "calls": count, "share": time / total if total else 0.0}
+        for name, (time, count) in longest
     ]

@@ -84,8 +84,8 @@ def _rates(rate: float) -> tuple[float, ...]:
     return tuple(float(f"{rate * factor:.2g}") for factor in (1, 1 / 10, 1 / 3, 10 / 3, 10))
 
 
-def _after(base: TrainConfig, layers: int) -> str:
-    """That many L3 layers, spread evenly."""
+def spread(base: TrainConfig, layers: int) -> str:
+    """`l3_after_layers` for that many L3 layers, spread evenly."""
     return ",".join(str(base.depth * (i + 1) // (layers + 1)) for i in range(layers))
 
 
@@ -121,7 +121,7 @@ EXPERIMENTS = {
             "dense, deeper": {"stand_in": "deeper"},
             "MoE": {"stand_in": "moe"},
             "L3": {},
-            "L3, two layers": {"l3_after_layers": _after(base, 2)},
+            "L3, two layers": {"l3_after_layers": spread(base, 2)},
         },
     ),
     "table_lr": Experiment(
@@ -191,7 +191,7 @@ EXPERIMENTS = {
         lambda base: {
             "1 x v": {},
             **{
-                f"{n} x v / {n}": {"l3_after_layers": _after(base, n), "l3_n_emb": base.l3_n_emb // n}
+                f"{n} x v / {n}": {"l3_after_layers": spread(base, n), "l3_n_emb": base.l3_n_emb // n}
                 for n in (2, 4)
                 if n <= base.depth and base.l3_n_emb >= n * base.vocab_size
             },

@@ -160,17 +160,21 @@ class GPT(nn.Module):
         cos, sin = (table.to(x.dtype) for table in angles)
         plans = self._plans(idx)
         for i, block in enumerate(self.blocks):
-            # A compiled block is for training: a cache, which changes at every step, would make it
+            # What is compiled is for training: a cache, which changes at every step, would make it
             # compile at every step.
             x = (block if cache is None else block.forward)(x, cos, sin, cache, i)
             if str(i) in self.l3_layers:
-                x = x + self.l3_layers[str(i)](x, idx, plans[str(i)])
+                layer = self.l3_layers[str(i)]
+                x = x + (layer if cache is None else layer.forward)(x, idx, plans[str(i)])
         return rms_norm(x)
 
     def compile_parts(self, backend: str = "inductor") -> None:
-        """From now on, run every block and every L3 layer compiled, the lookups outside the graphs."""
+        """From now on, run every block and every L3 layer compiled, the lookups outside the graphs.
+
+        Each size of batch is compiled by itself, since an evaluation's would slow the training's down.
+        """
         for part in (*self.blocks, *self.l3_layers.values()):
-            part.compile(backend=backend)
+            part.compile(backend=backend, dynamic=False)
 
     def _plans(self, idx: Tensor) -> dict[str, Plan | Rows | None]:
         """For every L3 layer, made before the first block: rows that must travel start at once."""

@@ -1,16 +1,19 @@
 """All that needs a GPU, in parts: `make gpu`, or `python -m l3paper.gpu PART ...`.
 
-Every part is a command of this package in a process of its own, and writes its records as it goes. A
-part that is done is passed over; one that was interrupted goes on where its records end.
+Every part is a command of this package in a process of its own. A part that is done is passed over.
+Experiments write a record a run and go on, when interrupted, from their last checkpoints; a benchmark
+writes its record at its end, and begins anew.
 """
 
 import argparse
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,6 +24,9 @@ from l3paper.records import RECORDS, environment, markdown, read_record, write_r
 
 UNFINISHED = 75
 """Exit code where the minutes were over before the parts were done: the same command goes on."""
+
+PATIENCE = 20
+"""Seconds that a part has to stop in, before it is killed."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,8 @@ class Part:
     """Predicted for one H200; the record has the measured ones beside it."""
     command: Callable[[Scale], list[str]]
     """What follows `python -m`."""
+    resumes: bool = False
+    """Whether it goes on where it was interrupted."""
 
 
 def _bench(what: str, *flags: str) -> list[str]:
@@ -70,9 +78,9 @@ PARTS: dict[str, Part] = {
     "lookup": Part(3, lambda s: _bench("lookup", "--setting", s.lookup, "--dtype", "bfloat16")),
     "throughput": Part(5, lambda s: _bench("throughput", "--size", s.sizes[0])),
     "throughput-large": Part(8, lambda s: _bench("throughput", "--size", s.sizes[1])),
-    "main": Part(20, _experiment("main")),
-    "allocation": Part(16, _experiment("allocation")),
-    "k_max": Part(8, _experiment("k_max")),
+    "main": Part(20, _experiment("main"), resumes=True),
+    "allocation": Part(16, _experiment("allocation"), resumes=True),
+    "k_max": Part(8, _experiment("k_max"), resumes=True),
     "decode": Part(4, lambda s: _bench("decode", "--preset", s.preset)),
     "decode-places": Part(4, lambda s: _bench("decode", "--preset", s.preset, "--sweep")),
 }
@@ -91,31 +99,37 @@ def command_of(name: str, scale: Scale) -> list[str]:
 def run_part(name: str, scale: Scale, deadline: float, again: bool = False) -> bool:
     """Run a part until it is done or the deadline, a time of `time.monotonic`; whether it is done.
 
-    Its outcome is in `parts/NAME.json` of the scale's folder. Raises CalledProcessError where it fails.
+    Its outcome is in `parts/NAME.json` of the scale's folder, with the command; done by another
+    command, it is not done. Raises CalledProcessError where it fails.
     """
-    path = scale.folder / "parts" / f"{name}.json"
-    before = {"minutes": 0.0} if again or not path.exists() else read_record(path)
-    if before.get("done"):
+    path, part, command = _outcome(name, scale), PARTS[name], command_of(name, scale)
+    before = read_record(path) if path.exists() and not again else {}
+    if before.get("command") != ["python", *command[1:]]:
+        before = {"done": False, "minutes": 0.0}
+    if before["done"]:
         print(f"{name}: done already, in {before['minutes']:.1f} minutes", flush=True)
         return True
-    print(f"{name}: about {PARTS[name].minutes:g} minutes on an H200", flush=True)
-    begin, command = time.monotonic(), command_of(name, scale)
+    print(f"{name}: about {part.minutes:g} minutes on an H200", flush=True)
+    if not part.resumes and deadline - time.monotonic() < 60 * part.minutes:
+        print(f"{name}: not begun, for there are not as many minutes left", flush=True)
+        return False
+    begin = time.monotonic()
     hidden = {"CUDA_VISIBLE_DEVICES": ""} if scale.device == "cpu" else {}
-    with subprocess.Popen(command, env=os.environ | hidden) as process:
+    # A session of its own, so that what it starts can be stopped with it.
+    with subprocess.Popen(command, env=os.environ | hidden, start_new_session=True) as process:
         try:
-            code = process.wait(max(0.0, deadline - begin))
+            code = process.wait(None if deadline == math.inf else max(0.0, deadline - begin))
         except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGINT)
-            process.wait()
+            _stop(process)
             code = None
         except BaseException:
-            process.send_signal(signal.SIGINT)
+            _stop(process)
             raise
     outcome = {
         "part": name,
         "done": code == 0,
         "minutes": before["minutes"] + (time.monotonic() - begin) / 60,
-        "predicted_minutes": PARTS[name].minutes,
+        "predicted_minutes": part.minutes,
         "command": ["python", *command[1:]],
         "environment": environment(pick_device(scale.device)),
     }
@@ -125,11 +139,25 @@ def run_part(name: str, scale: Scale, deadline: float, again: bool = False) -> b
     return code == 0
 
 
+def _outcome(name: str, scale: Scale) -> Path:
+    return scale.folder / "parts" / f"{name}.json"
+
+
+def _stop(process: subprocess.Popen) -> None:
+    """Let a part and all it has started leave their checkpoints, but not for long."""
+    os.killpg(process.pid, signal.SIGINT)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(PATIENCE)
+    with suppress(ProcessLookupError):  # its runs may be left, or have ended with it
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
 def overview(scale: Scale) -> str:
     """What is done, and the minutes that were predicted and taken."""
     rows = [("part", "done", "minutes predicted", "minutes taken")]
     for name, part in PARTS.items():
-        path = scale.folder / "parts" / f"{name}.json"
+        path = _outcome(name, scale)
         found = read_record(path) if path.exists() else {"done": False, "minutes": 0.0}
         done = "yes" if found["done"] else "no"
         rows.append((name, done, f"{part.minutes:g}", f"{found['minutes']:.1f}"))
@@ -173,11 +201,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 raise ValueError(f"part is {name!r}; choose out of {', '.join(PARTS)}")
         if given.minutes is not None and not given.minutes > 0:
             raise ValueError(f"minutes is {given.minutes:g}; it must be above 0")
-        require_writable(scale.folder / "parts" / "any")
+        require_writable(_outcome("any", scale))
     except ValueError as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return 2
-    deadline = time.monotonic() + 60 * given.minutes if given.minutes else float("inf")
+    deadline = time.monotonic() + 60 * given.minutes if given.minutes else math.inf
     failed = unfinished = False
     for name in given.parts or PARTS:
         if name in given.skip:
@@ -210,4 +238,5 @@ def _scale(given: argparse.Namespace) -> Scale:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # stop the part, too
     sys.exit(main())

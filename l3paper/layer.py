@@ -138,8 +138,8 @@ class L3Layer(nn.Module):
         """What the layer needs to know of these ids (...), for all layers with the same bounds_id.
 
         Where a store serves the rows, it is those, on their way, and for this layer alone. None where
-        the lookup needs no plan. Raises ValueError before set_bounds and for ids outside the
-        vocabulary.
+        the lookup needs no plan. Raises ValueError before set_bounds and, where they are on the CPU,
+        for ids outside the vocabulary.
         """
         self._check_ids(token_ids)
         if self.store is not None:
@@ -152,8 +152,8 @@ class L3Layer(nn.Module):
         """x (..., n_embd) and token_ids (...) to the residual's delta (..., n_embd).
 
         `plan`, where given, is `plan(token_ids)` of this layer or of one with the same bounds_id.
-        Raises ValueError before set_bounds, for shapes that do not fit, and for ids outside the
-        vocabulary.
+        Raises ValueError before set_bounds, for shapes that do not fit, and, where they are on the CPU,
+        for ids outside the vocabulary.
         """
         if plan is None:
             plan = self.plan(token_ids)
@@ -174,7 +174,7 @@ class L3Layer(nn.Module):
         else:
             lookup = self.lookup
         query = self.query(x).reshape(-1, self.n_embd)  # (N, n_embd)
-        tables = _autocast(*self.rows(*tables))
+        tables = autocast_tables(*self.rows(*tables))
         found = lookup(query, token_ids.flatten(), bounds, *tables)  # (N, d_emb)
         return self.mix(found.view(*x.shape[:-1], self.d_emb), x)  # (..., n_embd)
 
@@ -216,6 +216,8 @@ class L3Layer(nn.Module):
         if not isinstance(token_ids, Tensor) or token_ids.dtype not in (torch.long, torch.int):
             raise ValueError("token_ids must be a tensor of whole numbers, int64 or int32")
         vocab_size = len(self.bounds) - 1
+        if token_ids.is_cuda:  # to look would be to wait for the device
+            return
         if token_ids.numel() and not 0 <= token_ids.min() <= token_ids.max() < vocab_size:
             raise ValueError(
                 f"token_ids span {int(token_ids.min())} .. {int(token_ids.max())}; "
@@ -243,11 +245,12 @@ class L3Layer(nn.Module):
             missing_keys.remove(prefix + "bounds")
 
 
-def _autocast(keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """The tables in autocast's type, as a linear layer's weights would be, where they are trained.
+def autocast_tables(keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """The tables in autocast's type, as a linear layer's weights would be, while they are trained.
 
-    A copy of hundreds of thousands of rows is worth it for the tens of thousands of positions of a
-    training batch; in decoding, a few rows at a time are read, and keep their own type.
+    A copy of hundreds of thousands of rows is worth it for the positions of a training batch, not for
+    the one a sequence of decoding. Without gradients, tables keep their own type, so that a text does
+    not depend on where they are.
     """
     kind = keys.device.type
     if not torch.is_autocast_enabled(kind) or not (torch.is_grad_enabled() and keys.requires_grad):

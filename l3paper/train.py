@@ -137,7 +137,7 @@ def _exchange(run: Training) -> dict:
     size = run.model.lm_head.weight.element_size()
     positions = tokens_a_step(config) // processes
     exchange = exchanged_bytes(run.model.config, positions, processes, size)
-    sent = exchange["dense" if config.shard else "positions"]
+    sent = config.accumulate * exchange["dense"] if config.shard else exchange["positions"]
     return {
         "number": processes,
         "shard": config.shard,

@@ -15,6 +15,8 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["l3paper.steps", "l3paper.lookup"])
 
@@ -76,6 +78,7 @@ def _run(program, arguments, environment, folder, streams):
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
+    torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))  # PyTorch has read the variable already
     for number, stream in enumerate(streams, start=1):
         os.dup2(os.open(stream, os.O_WRONLY | os.O_CREAT), number)
     warnings.filterwarnings("ignore", "'l3paper.* found in sys.modules", RuntimeWarning)

@@ -28,6 +28,10 @@ KINDS = KINDS | {
 }
 
 
+def config_of(kind, **changes):
+    return TrainConfig(**SIZES | KINDS[kind] | changes)
+
+
 def flags_of(config):
     return [
         f"--{name.replace('_', '-')}" + ("" if value is True else f"={value}")
@@ -74,7 +78,7 @@ def alone(text_file):
 
     def get(kind):
         if kind not in runs:
-            config = TrainConfig(data=str(text_file), **SIZES | KINDS[kind])
+            config = config_of(kind, data=str(text_file))
             torch.set_default_dtype(torch.float64)
             try:
                 runs[kind] = train(config, show_progress=False)
@@ -106,10 +110,12 @@ def test_losses_equal_those_of_one_process(alone, text_file, script, tmp_path, p
     )
     assert record["processes"]["number"] == processes
     if kind != "moe":
-        config = TrainConfig(**SIZES | KINDS[kind]).model_config()
-        exchange = exchanged_bytes(config, 8 * 16 // processes, processes, bytes_per_number=8)
+        exchange = exchanged_bytes(
+            config_of(kind).model_config(), 8 * 16 // processes, processes, bytes_per_number=8
+        )
         assert record["processes"]["dense_bytes"] == exchange["dense"]
-        sent = exchange["dense" if shard else "positions"]
+        passes = config_of(kind).accumulate  # shards are gathered and divided in each
+        sent = passes * exchange["dense"] if shard else exchange["positions"]
         assert record["processes"]["table_bytes"] == sent
         assert f"{processes} processes: each sent {sent:,.0f} bytes a step" in done.stdout
         if not shard:  # the accounting equals what was counted, in each process

@@ -94,6 +94,7 @@ def test_compiled_parts_leave_generation_and_state_dict_alone():
         cache = model.new_cache(2)
         found = model.logits(model.hidden_states(idx, cache))
     torch.testing.assert_close(found, expected)
+    assert counter.frame_count == 0
     assert list(model.state_dict()) == names
 
 

@@ -1,6 +1,8 @@
 """The parts for a GPU: a dry run of them all on the CPU, and how they stop, go on and fail."""
 
+import os
 import sys
+import time
 
 import pytest
 import torch
@@ -19,7 +21,9 @@ def parts(monkeypatch):
     """Stand-ins for the parts: Python programs that use nothing of the package."""
 
     def use(**programs):
-        monkeypatch.setattr(gpu, "PARTS", {name: Part(1, None) for name in programs})
+        monkeypatch.setattr(
+            gpu, "PARTS", {name: Part(1, None, resumes="once" not in name) for name in programs}
+        )
         monkeypatch.setattr(
             gpu, "command_of", lambda name, scale: [sys.executable, "-c", programs[name]]
         )
@@ -69,14 +73,52 @@ def test_minutes_end_a_part_and_the_next_call_goes_on(tmp_path, parts, capfd):
     mark = tmp_path / "mark"
     program = f"import pathlib, time; p = pathlib.Path({str(mark)!r})\n"
     parts(slow=program + "if not p.exists(): p.touch(); time.sleep(60)", next="print('never')")
-    assert dry(tmp_path, "--minutes", "0.05") == 75
+    assert dry(tmp_path, "--minutes", "0.03") == 75
     first = outcome(tmp_path, "slow")
     assert not first["done"]
     assert "never" not in capfd.readouterr().out
     assert dry(tmp_path, "slow") == 0
     last = outcome(tmp_path, "slow")
     assert last["done"]
-    assert last["minutes"] > first["minutes"] > 0.04
+    assert last["minutes"] > first["minutes"] > 0.025
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="no groups of processes")
+def test_a_part_that_does_not_stop_is_killed_with_what_it_started(tmp_path, parts, monkeypatch):
+    monkeypatch.setattr(gpu, "PATIENCE", 0.5)
+    pulse = tmp_path / "pulse"
+    program = (
+        "import os, pathlib, signal, time\n"
+        "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "os.fork()\n"
+        "for i in range(10000):\n"
+        f"    pathlib.Path({str(pulse)!r}).write_text(str(i))\n"
+        "    time.sleep(0.01)"
+    )
+    parts(deaf=program)
+    begin = time.monotonic()
+    assert dry(tmp_path, "--minutes", "0.03") == 75
+    assert time.monotonic() - begin < 20
+    last = pulse.read_text()
+    time.sleep(0.5)
+    assert pulse.read_text() == last
+
+
+def test_what_cannot_go_on_is_not_begun_without_the_minutes(tmp_path, parts, capfd):
+    parts(once="print('begun')")
+    assert dry(tmp_path, "--minutes", "0.5") == 75
+    said = capfd.readouterr().out
+    assert "not begun" in said
+    assert "\nbegun" not in said
+    assert dry(tmp_path, "--minutes", "1.5") == 0
+
+
+def test_done_by_another_command_is_not_done(tmp_path, parts, capfd):
+    parts(part="print('first')")
+    assert dry(tmp_path) == 0
+    parts(part="print('second')")
+    assert dry(tmp_path) == 0
+    assert "second" in capfd.readouterr().out
 
 
 def test_a_part_that_fails_leaves_the_others(tmp_path, parts, capfd):
