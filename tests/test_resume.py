@@ -359,6 +359,7 @@ def test_one_batch_is_learnt_by_heart(config):
 
 
 def test_interrupted_run_of_an_experiment_goes_on(config, tmp_path, stop_after, monkeypatch):
+    monkeypatch.setenv("L3_CACHE", str(tmp_path / "cache"))
     path, sha256 = tmp_path / "r.json", load_corpus(config.data, config.vocab_size).sha256
     stop_after(signal.SIGTERM, 5)
     with pytest.raises(Interrupted):

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from l3paper import GPT
+from l3paper import GPT, batches
 from l3paper import steps as steps_module
 from l3paper.checkpoint import load_model
 from l3paper.config import PRESETS, TrainConfig, add_flags, from_flags, preset_name
@@ -198,15 +198,15 @@ def test_l3_model_begins_as_the_dense_model_of_its_seed(run_of, kind):
 
 def test_seed_and_step_decide_the_batches(tiny, monkeypatch):
     asked = []
-    original = steps_module.training_batch
+    original = batches.training_batch
 
     def spy(stream, *arguments):
         asked.append(arguments)
         return original(stream, *arguments)
 
-    monkeypatch.setattr(steps_module, "training_batch", spy)
+    monkeypatch.setattr(batches, "training_batch", spy)
     train(tiny("dense", seed=6), show_progress=False)
-    assert asked == [(4, 16, 6, step) for step in range(8)]
+    assert asked[:8] == [(4, 16, 6, step) for step in range(8)]  # then, perhaps, the one ahead
 
 
 @EVERY
@@ -387,6 +387,7 @@ def test_every_setting_has_its_flag():
         n_kv_head=2,
         sequence_len=4,
         batch_size=5,
+        accumulate=5,
         num_iterations=6,
         l3_after_layers="0,2",
         l3_n_emb=301,
@@ -403,6 +404,7 @@ def test_every_setting_has_its_flag():
         clip=0.6,
         overfit_batch=True,
         shard=True,
+        compile=True,
         eval_every=10,
         eval_tokens=11,
         words="b.txt",
