@@ -5,6 +5,7 @@ their own, which can stay where it is while the model runs.
 """
 
 import json
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -15,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
-from l3paper.files import atomic_folder, sha256
+from l3paper.files import atomic_folder, require_writable, sha256
 from l3paper.gpt import GPT, GPTConfig
 from l3paper.offload import FileTable, RowStore, offload_tables
 from l3paper.tokenizer import load_tokenizer
@@ -46,6 +47,21 @@ def save_model(folder: Path, model: GPT, tokenizer: Tokenizer) -> None:
     """Write the folder, whole or not at all; whatever stands there is replaced."""
     with new_checkpoint(folder) as new:
         write_model(new, model, tokenizer)
+
+
+def require_place(folder: Path, others: Iterable[Path] = ()) -> None:
+    """Raise ValueError, naming it, unless a model can be saved there and nothing else is lost.
+
+    That is a new folder, an empty one, or that of a saved model; none of `others` may be inside.
+    """
+    folder = folder.absolute()
+    known = {*FILES, "sums.json"}
+    if folder.exists() and not (folder.is_dir() and {f.name for f in folder.iterdir()} <= known):
+        raise ValueError(f"{str(folder)!r} cannot be replaced by a model: it holds something else")
+    for other in others:
+        if other.absolute().is_relative_to(folder):
+            raise ValueError(f"{str(folder)!r} is for a model alone; {str(other)!r} cannot be inside")
+    require_writable(folder.parent / f"new-{folder.name}")
 
 
 @contextmanager
@@ -115,6 +131,9 @@ def _load(folder: Path, device: torch.device, tables: str) -> tuple[GPT, Tokeniz
         stored = file_tables(folder / "tables.safetensors")
         for name, layer in model.l3_layers.items():
             own = [stored[f"l3_layers.{name}.{table}"] for table in layer.table_names()]
+            for held, wanted in zip((own[0], own[-1]), layer.tables(), strict=True):
+                if held.shape != wanted.shape:
+                    raise ValueError(f"a table of layer {name} is {held.shape}, not {wanted.shape}")
             bounds = state[f"l3_layers.{name}.bounds"]
             layer.serve_from(RowStore(own[0], own[-1], bounds, device))
     else:
@@ -131,7 +150,7 @@ def file_tables(path: Path) -> dict[str, FileTable]:
 
     The format: the length of a JSON header in 8 bytes, little-endian, the header, then the numbers.
     (https://huggingface.co/docs/safetensors) Raises ValueError for a file of another size than its
-    header says, and for numbers of a kind that no table has.
+    header says, for shapes that do not fit their bytes, and for numbers of a kind that no table has.
     """
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -145,7 +164,10 @@ def file_tables(path: Path) -> dict[str, FileTable]:
     for name, entry in header.items():
         if name != "__metadata__":
             first, last = entry["data_offsets"]
-            found[name] = FileTable(path, start + first, entry["shape"], _DTYPES[entry["dtype"]])
+            shape, dtype = entry["shape"], _DTYPES[entry["dtype"]]
+            if len(shape) != 2 or last - first != math.prod(shape) * dtype.itemsize:
+                raise ValueError(f"{path.name} has {last - first:,} bytes for {name} {shape}")
+            found[name] = FileTable(path, start + first, shape, dtype)
             end = max(end, start + last)
     if path.stat().st_size != end:
         raise ValueError(f"{path.name} has {path.stat().st_size:,} bytes; its header says {end:,}")

@@ -49,6 +49,7 @@ class Choice:
 @torch.no_grad()
 def choices(model: GPT, idx: Tensor) -> dict[int, Choice]:
     """For ids (B, T), by the block behind which the layer sits."""
+    idx = idx.to(model.device)
     found, _ = streams(model, idx)
     result = {}
     for i in model.config.l3_blocks:
@@ -83,6 +84,7 @@ def explore(model: GPT, block: int, token: int, idx: Tensor, most: int = 5) -> l
     A row promotes what the head reads from its value alone: W_mix[:, :d_up] Norm(W_up v), for a layer
     as published. Raises ValueError where the text does not contain the token.
     """
+    idx = idx.to(model.device)
     sequence, position = (idx == token).nonzero(as_tuple=True)
     if not len(sequence):
         raise ValueError(f"token is {token}, which the text does not contain")

@@ -1,6 +1,7 @@
 """Text from a model, one token after the other: `python -m l3paper.generate --help`."""
 
 import argparse
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,6 +17,9 @@ from l3paper.device import pick_device, precision
 from l3paper.gpt import GPT
 from l3paper.offload import RowStore
 from l3paper.tokenizer import END_OF_TEXT_ID
+
+LEAST = 1e-6
+"""Of a temperature above 0, and of a chance: what is smaller does not survive float32."""
 
 
 def generate(model: GPT, prompts: Sequence[Sequence[int]], new_tokens: int, **how) -> list[list[int]]:
@@ -40,9 +44,10 @@ def stream(
 
     A temperature of 0 takes the likeliest token; otherwise one is drawn, of the top_k likeliest, and
     of the fewest that have a chance of top_p together. Raises ValueError for a prompt that is empty
-    or, with what is to come, longer than the model's sequence_len, and for numbers out of range.
+    or, with what is to come, longer than the model's sequence_len, for numbers out of range, and,
+    on the way, for logits that are not finite.
     """
-    _check(model, prompts, new_tokens, temperature, top_k, top_p)
+    _check(model, prompts, new_tokens, temperature, top_k, top_p, seed)
     generator = torch.Generator(model.device).manual_seed(seed)
 
     @torch.inference_mode()
@@ -55,6 +60,8 @@ def stream(
             hidden = model.hidden_states(idx, cache)  # (B, T, C)
             last = torch.tensor(lengths, device=device) - 1
             logits = model.logits(hidden[torch.arange(len(idx), device=device), last])  # (B, vocab)
+            if not logits.isfinite().all():
+                raise ValueError("the model's logits are not finite: its weights are of no use")
             cache.lengths = [held + new for held, new in zip(cache.lengths, lengths, strict=True)]
             lengths = [1] * len(idx)
             idx = choose(logits, temperature, top_k, top_p, generator)  # (B, 1)
@@ -82,7 +89,7 @@ def choose(
     return ids.gather(1, torch.multinomial(chances, 1, generator=generator))
 
 
-def _check(model, prompts, new_tokens, temperature, top_k, top_p) -> None:
+def _check(model, prompts, new_tokens, temperature, top_k, top_p, seed) -> None:
     if not prompts:
         raise ValueError("prompts is empty; give at least one")
     for i, prompt in enumerate(prompts):
@@ -96,12 +103,14 @@ def _check(model, prompts, new_tokens, temperature, top_k, top_p) -> None:
             f"{longest} tokens of prompt and new_tokens = {new_tokens} exceed the model's context: "
             f"sequence_len = {limit}"
         )
-    if temperature < 0:
-        raise ValueError(f"temperature is {temperature}; it must be at least 0")
+    if temperature != 0 and not LEAST <= temperature < math.inf:
+        raise ValueError(f"temperature is {temperature}; it must be 0, or finite and {LEAST} or more")
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k is {top_k}; it must be at least 1")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"top_p is {top_p}; it must be above 0 and at most 1")
+    if top_p is not None and not LEAST <= top_p <= 1:
+        raise ValueError(f"top_p is {top_p}; it must be at least {LEAST} and at most 1")
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"seed is {seed}; it must be at least 0 and below 2**63")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -136,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             else:
                 for prompt, *ids in zip(given.prompt, *steps, strict=True):
                     print(f"--- {prompt}{tokenizer.decode(ids)}")
-        if given.tables != "resident" and model.l3_layers:
+        if given.tables != "resident" and model.l3_layers and given.new_tokens:
             print(_reading(model, fed[: given.new_tokens]), file=sys.stderr)
     except (ValueError, OSError) as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)

@@ -38,7 +38,7 @@ def streams(model: GPT, idx: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         if str(i) in model.l3_layers:
             hooks.append(model.l3_layers[str(i)].register_forward_hook(note_l3(i)))
     try:
-        final = model.hidden_states(idx)
+        final = model.hidden_states(idx.to(model.device))
     finally:
         for hook in hooks:
             hook.remove()

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import FrameType
 
 import torch
 from safetensors.torch import load_file
@@ -246,20 +247,32 @@ class Interrupted(Exception):
 
 @contextmanager
 def noted_signals() -> Iterator[Callable[[], int | None]]:
-    """Note SIGINT and SIGTERM instead of dying of them; yields what tells the last one.
-
-    Outside the main thread, which alone gets signals, there are none to note.
-    """
+    """Note SIGINT and SIGTERM instead of dying of them; yields what tells the last one."""
     noted: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: None
-        return
-    before = {
-        number: signal.signal(number, lambda number, _: noted.append(number))
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
+    with _handled(lambda number, _: noted.append(number)):
         yield lambda: noted[-1] if noted else None
+
+
+@contextmanager
+def raised_signals() -> Iterator[None]:
+    """Raise KeyboardInterrupt, with the signal's number, for SIGINT and SIGTERM."""
+
+    def interrupt(number, frame):
+        raise KeyboardInterrupt(number)
+
+    with _handled(interrupt):
+        yield
+
+
+@contextmanager
+def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Outside the main thread, which alone gets signals, there is nothing to handle."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, former in before.items():
+            signal.signal(number, former)

@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import math
+import signal
 import statistics
 import sys
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from l3paper.accounting import (
     weighted_mean_rows,
 )
 from l3paper.allocation import ALLOCATIONS, allocation_to_bounds
-from l3paper.checkpoint import save_model
+from l3paper.checkpoint import require_place, save_model
 from l3paper.config import TrainConfig, add_flags, from_flags
 from l3paper.data import (
     TokenizedCorpus,
@@ -35,7 +36,14 @@ from l3paper.files import cache_folder, require_writable
 from l3paper.generate import generate
 from l3paper.gpt import GPT
 from l3paper.records import environment, write_record
-from l3paper.resume import Checkpoints, Interrupted, Progress, RunFolder, run_folder
+from l3paper.resume import (
+    Checkpoints,
+    Interrupted,
+    Progress,
+    RunFolder,
+    raised_signals,
+    run_folder,
+)
 from l3paper.steps import Diverged, Training, tokens_a_step, train_on
 
 
@@ -250,30 +258,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     try:
         given = command_line().parse_args(arguments)
-        config = from_flags(given)
-        name = f"{config.kind}-depth{config.depth}-seed{config.seed}.json"
-        path = given.record or cache_folder() / "runs" / name
-        require_writable(path)
-        if given.save:
-            require_writable(given.save.parent / "model")
-        run = train(config, checkpoints=_checkpoints(given))
-        if not speaks():
-            return 0
-        write_record(path, run.record)
-        if given.save:
-            save_model(given.save, run.model, run.corpus.tokenizer)
+        with raised_signals():
+            return _train_and_write(given)
     except (ValueError, ImportError, OSError) as error:
         return _fail(f"error: {error}", 2)
     except Diverged as error:
         return _fail(error, 1)
     except Interrupted as error:
         return _fail(error, 128 + error.number)
-    except KeyboardInterrupt:
-        return _fail("interrupted; what is left is in --checkpoint-dir", 130)
+    except KeyboardInterrupt as error:
+        number = error.args[0] if error.args else signal.SIGINT
+        left = "--resume goes on from the newest checkpoint, where --checkpoint-dir has one"
+        return _fail(f"{signal.Signals(number).name}: {left}", 128 + number)
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "allocate" not in str(error):
             raise
         return _fail(f"error: it does not fit into memory: {str(error).splitlines()[0]}", 2)
+
+
+def _train_and_write(given: argparse.Namespace) -> int:
+    config = from_flags(given)
+    name = f"{config.kind}-depth{config.depth}-seed{config.seed}.json"
+    path = given.record or cache_folder() / "runs" / name
+    require_writable(path)
+    if given.save:
+        require_place(given.save, [place for place in (path, given.checkpoint_dir) if place])
+    run = train(config, checkpoints=_checkpoints(given))
+    if not speaks():
+        return 0
+    write_record(path, run.record)
+    if given.save:
+        save_model(given.save, run.model, run.corpus.tokenizer)
     print(report(run.record))
     print(f"record: {path}")
     if given.save:

@@ -7,7 +7,7 @@ import torch
 
 from l3paper import GPT, GPTConfig, allocation_to_bounds
 from l3paper.checkpoint import TABLES, load_model, save_model
-from l3paper.generate import choose, generate, main, stream
+from l3paper.generate import LEAST, choose, generate, main, stream
 from l3paper.tokenizer import train_tokenizer
 
 CPU = torch.device("cpu")
@@ -77,8 +77,7 @@ def test_tables_may_be_anywhere(saved, dtype):
     folder, prompts = saved(WITH_L3, dtype), make_prompts(200, 16)
     model = make_model(WITH_L3, dtype)
     expected = generate(model, prompts, 8, temperature=0)
-    if dtype == torch.float64:
-        assert expected == [one_by_one(model, prompt, 8) for prompt in prompts]
+    assert expected == [one_by_one(model, prompt, 8) for prompt in prompts]
     for tables in TABLES:
         served, _ = load_model(folder, CPU, tables)
         assert generate(served, prompts, 8, temperature=0) == expected
@@ -98,6 +97,13 @@ def test_stream_yields_what_generate_collects():
     assert [[*p, *ids] for p, *ids in zip(prompts, *steps, strict=True)] == generate(
         model, prompts, 5, seed=2
     )
+
+
+def test_smallest_numbers_still_draw():
+    model = make_model(DENSE, torch.float32)
+    likeliest = generate(model, [[1], [2]], 20, temperature=0)
+    assert generate(model, [[1], [2]], 20, temperature=LEAST) == likeliest
+    assert generate(model, [[1], [2]], 20, top_p=LEAST) == likeliest
 
 
 def test_sampling_follows_its_seed():
@@ -145,14 +151,33 @@ def test_tokens_are_drawn_by_their_chances(how, shares):
         ([[1]], -1, {}, "new_tokens is -1"),
         ([[1] * 20], 5, {}, "20 tokens of prompt and new_tokens = 5 exceed .* sequence_len = 24"),
         ([[1]], 1, {"temperature": -1.0}, "temperature is -1.0"),
+        ([[1]], 1, {"temperature": float("nan")}, "temperature is nan"),
+        ([[1]], 1, {"temperature": float("inf")}, "temperature is inf"),
+        ([[1]], 1, {"temperature": 1e-45}, "temperature is 1e-45"),
         ([[1]], 1, {"top_k": 0}, "top_k is 0"),
         ([[1]], 1, {"top_p": 0.0}, "top_p is 0.0"),
         ([[1]], 1, {"top_p": 1.5}, "top_p is 1.5"),
+        ([[1]], 1, {"top_p": 1e-60}, "top_p is 1e-60"),
+        ([[1]], 1, {"seed": -1}, "seed is -1"),
+        ([[1]], 1, {"seed": 2**63}, "seed is 9223372036854775808"),
     ],
 )
 def test_bad_generation(prompts, new_tokens, how, message):
     with pytest.raises(ValueError, match=message):
         generate(make_model(DENSE), prompts, new_tokens, **how)
+
+
+def test_weights_that_are_not_finite_are_refused():
+    model = make_model(DENSE)
+    with torch.no_grad():
+        model.lm_head.weight[3] = torch.nan
+    with pytest.raises(ValueError, match="logits are not finite"):
+        generate(model, [[1]], 1)
+
+
+def test_no_new_tokens_are_read_from_a_file_either(saved, capsys):
+    flags = ["--prompt", "the", "--new-tokens", "0", "--tables", "file"]
+    assert call(capsys, saved(WITH_L3), *flags) == (0, "the\n", "")
 
 
 def test_cache_refuses_more_than_it_holds():

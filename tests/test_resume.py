@@ -19,6 +19,7 @@ from kills import kill_and_resume
 from safetensors.torch import load_file, save
 
 from l3paper import steps
+from l3paper import train as train_module
 from l3paper.checkpoint import load_model, save_model
 from l3paper.config import TrainConfig
 from l3paper.data import batch_starts, documents_at, load_corpus
@@ -410,6 +411,21 @@ def test_signals_write_a_checkpoint_and_end_the_process(config, tmp_path, number
     assert "Traceback" not in said
     step = int(said.partition("after step ")[2].partition(":")[0])
     assert (folder / f"step-{step:09}" / "sums.json").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("where", ["build_model", "sample_text"])  # before the steps, and after them
+def test_signals_beside_the_steps_end_a_run_too(config, tmp_path, monkeypatch, capsys, number, where):
+    monkeypatch.setattr(train_module, where, lambda *_, **__: os.kill(os.getpid(), number))
+    places = [f"--checkpoint-dir={tmp_path / 'run'}", f"--record={tmp_path / 'r.json'}"]
+    before = signal.getsignal(number)
+    assert main([*as_flags(config), *places]) == 128 + number
+    assert signal.getsignal(number) is before
+    said = capsys.readouterr().err
+    assert f"{signal.Signals(number).name}: --resume goes on from the newest checkpoint" in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "r.json").exists()
+    assert bool(list((tmp_path / "run").glob("step-*"))) == (where == "sample_text")
 
 
 def test_runs_killed_at_random_end_exactly_as_undisturbed_ones(tmp_path, monkeypatch):

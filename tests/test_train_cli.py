@@ -539,6 +539,35 @@ def test_real_command_line_refuses_with_one_line():
     assert (done.returncode, done.stdout, done.stderr) == (2, "", message)
 
 
+def test_model_may_be_saved_again(text_file, tmp_path, monkeypatch):
+    (tmp_path / "model").mkdir()  # a folder of this name beside it is no obstacle either
+    monkeypatch.chdir(tmp_path)
+    flags = ["--data", str(text_file), *as_flags(SIZES), "--record", "record.json"]
+    assert main([*flags, "--save", "mine"]) == main([*flags, "--save", "mine"]) == 0
+    assert load_model(tmp_path / "mine", torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("save", "others", "said"),
+    [
+        ("thesis", [], "holds something else"),
+        ("thesis/text.txt", [], "holds something else"),
+        (".", [], "holds something else"),
+        ("new", ["--checkpoint-dir", "new"], "is for a model alone"),
+        ("new", ["--checkpoint-dir", "new/steps"], "is for a model alone"),
+        ("new", ["--record", "new/record.json"], "is for a model alone"),
+    ],
+)
+def test_saving_a_model_replaces_nothing_else(refused, tmp_path, monkeypatch, save, others, said):
+    monkeypatch.setattr("l3paper.train.train", lambda *_, **__: pytest.fail("trained in vain"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "text.txt").write_text("years of work")
+    code, message = refused("--record", "record.json", "--save", save, *others)
+    assert (code, said in message) == (2, True)
+    assert (tmp_path / "thesis" / "text.txt").read_text() == "years of work"
+
+
 def test_saved_model_is_the_trained_one(text_file, tmp_path, capsys):
     folder, record = tmp_path / "model", tmp_path / "record.json"
     flags = ["--data", str(text_file), *as_flags(SIZES), "--record", str(record), "--save", str(folder)]
