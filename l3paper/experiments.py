@@ -109,7 +109,7 @@ def results(
         path = record_path(config, folder)
         if not path.exists():
             raise MissingRun(f"{name} lacks the run {path.name}: its experiment has not finished")
-        return _read(path, config)
+        return read_run(path, config)
 
     return {
         family: follow(plan, lambda wanted: [read(config) for config in wanted])
@@ -155,7 +155,7 @@ def _settings(config: TrainConfig) -> dict:
     return asdict(config) | {"l3_after_layers": config.model_config().l3_after_layers}
 
 
-def _read(path: Path, config: TrainConfig) -> dict:
+def read_run(path: Path, config: TrainConfig) -> dict:
     """The record; ValueError where it is of another configuration, as when a default has changed."""
     record = read_record(path)
     passing = {"device", "data", "words"}
@@ -233,7 +233,7 @@ def recorded(config: TrainConfig, path: Path, sha256: str) -> dict:
                 record = error.record
             write_record(path, record)
         shutil.rmtree(unfinished, ignore_errors=True)
-    record = _read(path, config)
+    record = read_run(path, config)
     if record["corpus"]["sha256"] != sha256:
         raise ValueError(f"{path} records a run on another text: move it away, or use --folder")
     if config.words and "words" not in record:

@@ -16,12 +16,19 @@ from torch import Tensor
 from tqdm import tqdm
 
 from l3paper.catalogue import EXPERIMENTS
-from l3paper.config import PRESETS
-from l3paper.data import TokenizedCorpus, require_length, training_batch, validation_batches
+from l3paper.config import PRESETS, TrainConfig
+from l3paper.data import (
+    TokenizedCorpus,
+    corpus_name,
+    require_length,
+    training_batch,
+    validation_batches,
+)
+from l3paper.experiments import MissingRun, read_run
 from l3paper.explorer import Choice, choices, explore
 from l3paper.gpt import GPT
 from l3paper.lens import train_lens
-from l3paper.records import RECORDS, read_record, write_record
+from l3paper.records import RECORDS, write_record
 from l3paper.tokenizer import token_text
 from l3paper.train import TrainedRun, train
 
@@ -131,20 +138,49 @@ def _explored(model: GPT, corpus: TokenizedCorpus, block: int, token: int, idx: 
 
 
 def insights(
-    preset: str = "laptop", seeds: int = SEEDS, folder: Path = FOLDER
+    preset: str = "laptop", seeds: int = SEEDS, folder: Path = FOLDER, data: str = "stdlib"
 ) -> dict[str, list[dict]]:
-    """The recorded looks into each model, by seed; ValueError where one is missing."""
-    paths = {name: [_path(folder, preset, name, seed) for seed in range(seeds)] for name in MODELS}
-    for path in itertools.chain.from_iterable(paths.values()):
+    """The recorded looks into each model, by seed.
+
+    Raises MissingRun where one is missing, ValueError where one is of another configuration or text.
+    """
+    looks = {name: [] for name in MODELS}
+    for (name, _), (path, config) in _wanted(preset, seeds, folder, data).items():
         if not path.exists():
-            raise ValueError(
+            raise MissingRun(
                 f"there is no {path.name}: run python -m l3paper.insight --preset {preset}"
             )
-    return {name: [read_record(path) for path in found] for name, found in paths.items()}
+        looks[name].append(_read(path, config))
+    return looks
 
 
-def _path(folder: Path, preset: str, name: str, seed: int) -> Path:
-    return folder / f"{preset}-{name}-seed{seed}.json"
+def lens_drops(look: dict) -> dict[str, float]:
+    """By how many nats the lens falls with every step from one depth to the next."""
+    depths = list(look["lens"].items())
+    return {name: before - after for (_, before), (name, after) in itertools.pairwise(depths)}
+
+
+def _wanted(
+    preset: str, seeds: int, folder: Path, data: str
+) -> dict[tuple[str, int], tuple[Path, TrainConfig]]:
+    """By model and seed: where its record belongs, and how it is trained."""
+    configs = EXPERIMENTS["main"].configs(preset, data)
+    return {
+        (name, seed): (
+            folder / f"{preset}-{name}-seed{seed}.json",
+            replace(configs[MODELS[name]], seed=seed),
+        )
+        for seed in range(seeds)
+        for name in MODELS
+    }
+
+
+def _read(path: Path, config: TrainConfig) -> dict:
+    record = read_run(path, config)
+    made_on, wanted = record["config"]["data"], corpus_name(config.data)
+    if made_on != wanted:
+        raise ValueError(f"{path} is of a model of {made_on!r}, not {wanted!r}: use another --folder")
+    return record
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -162,12 +198,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if given.seeds < 1:
             raise ValueError(f"seeds is {given.seeds}; it must be at least 1")
-        configs = EXPERIMENTS["main"].configs(given.preset, given.data)
-        wanted = [(name, seed) for seed in range(given.seeds) for name in MODELS]
-        for name, seed in tqdm(wanted, desc="insight", unit="run"):
-            path = _path(given.folder, given.preset, name, seed)
-            if not path.exists():
-                run = train(replace(configs[MODELS[name]], seed=seed), show_progress=False)
+        wanted = _wanted(given.preset, given.seeds, given.folder, given.data)
+        for path, config in tqdm(wanted.values(), desc="insight", unit="run"):
+            if path.exists():
+                _read(path, config)
+            else:
+                run = train(config, show_progress=False)
                 write_record(path, record_insight(run, LENS_STEPS[given.preset]))
     except (ValueError, ImportError, OSError) as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)

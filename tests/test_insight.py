@@ -1,16 +1,18 @@
 """The lens, the distance of a softmax from uniform, and the explorer of rows."""
 
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 
 from l3paper import GPT, GPTConfig, allocation_to_bounds
+from l3paper.catalogue import EXPERIMENTS
 from l3paper.explorer import choices, distance_from_uniform, explore, row_weights
-from l3paper.insight import insights, main
+from l3paper.insight import insights, lens_drops, main
 from l3paper.layer import rms_norm
 from l3paper.lens import TunedLens, streams, train_lens
+from l3paper.records import write_record
 
 DENSE = GPTConfig(sequence_len=12, vocab_size=20, n_layer=3, n_head=2, n_kv_head=2, n_embd=16)
 WITH_L3 = replace(DENSE, l3_after_layers="0,1", l3_n_emb=60, l3_d_up=24)
@@ -159,6 +161,19 @@ def test_recorded_insight(tmp_path):
     assert written == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(ValueError, match=r"there is no smoke-dense-seed1\.json"):
         insights("smoke", 2, tmp_path)
+    assert sum(lens_drops(l3).values()) == pytest.approx(
+        l3["lens"]["embedding"] - l3["lens"]["L3 after 1"]
+    )
+    assert lens_drops(l3)["block 0"] == l3["lens"]["embedding"] - l3["lens"]["block 0"]
+
+
+def test_records_of_another_text_or_model_are_not_taken(tmp_path, text_file, capsys):
+    flags = ["--preset", "smoke", "--seeds", "1", "--folder", str(tmp_path)]
+    config = asdict(EXPERIMENTS["main"].configs("smoke", "stdlib")["dense"])
+    for changes, said in [({}, "use another --folder"), ({"depth": 9}, "depth = 9, not 2")]:
+        write_record(tmp_path / "smoke-dense-seed0.json", {"config": config | changes})
+        assert main([*flags, "--data", str(text_file)]) == 2
+        assert said in capsys.readouterr().err
 
 
 def test_bad_flags_end_with_code_2(capsys):
