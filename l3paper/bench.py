@@ -197,7 +197,7 @@ def bench_allocation(repeats: int) -> list[dict]:
 
 
 def as_table(results: list[dict]) -> str:
-    """Results as aligned columns: times in ms, bytes in MB."""
+    """Results as aligned columns: times in ms, bytes in kB or MB."""
 
     def show(name: str, value) -> str:
         if value is None or isinstance(value, str):
@@ -205,7 +205,7 @@ def as_table(results: list[dict]) -> str:
         if name == "seconds":
             return f"{1e3 * value:,.1f} ms"
         if name.endswith("bytes"):
-            return f"{value / 1e6:,.1f} MB"
+            return f"{value / 1e6:,.1f} MB" if value >= 1e6 else f"{value / 1e3:,.2f} kB"
         return f"{value:,.0f}" if value > 100 else f"{value:.2f}"
 
     head = [name.replace("_", " ") for name in results[0]]

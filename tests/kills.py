@@ -74,17 +74,19 @@ def kill_and_resume(folder: Path, kills: int, show_progress: bool = False) -> in
                 bar.update()
                 continue
             assert process.exitcode == 0, (killed / "errors.txt").read_text()
-            assert outcome(killed) == outcome(undisturbed)
+            ours, theirs = outcome(killed), outcome(undisturbed)
+            differing = [name for name in theirs if ours.get(name) != theirs[name]]
+            assert ours == theirs, f"differs in {', '.join(differing)}"
             ended += 1
             shutil.rmtree(killed)
     return ended
 
 
-def outcome(run: Path) -> tuple:
+def outcome(run: Path) -> dict:
     """What must not depend on interruptions: the weights, and the record but for its times."""
     record = json.loads((run / "record.json").read_text())
-    weights = [sha256(run / "model" / f"{name}.safetensors") for name in ("weights", "tables")]
-    return weights, {k: v for k, v in record.items() if k not in ("seconds", "tokens_per_second")}
+    weights = {name: sha256(run / "model" / f"{name}.safetensors") for name in ("weights", "tables")}
+    return weights | {k: v for k, v in record.items() if k not in ("seconds", "tokens_per_second")}
 
 
 def _quietly(arguments: list[str], run: Path) -> None:
