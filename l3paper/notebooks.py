@@ -18,6 +18,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
 
+from l3paper.config import PRESETS
 from l3paper.files import atomic_write
 from l3paper.records import RECORDS
 
@@ -76,13 +77,14 @@ def solutions(notebook: NotebookNode) -> list[str]:
 
 
 def digest(notebook: NotebookNode) -> str:
-    """SHA-256 of a notebook's code, its solutions and, where it reads any, the recorded runs.
+    """SHA-256 of a notebook's code and solutions, the presets and, where it reads any, recorded runs.
 
-    That is what outputs depend on. The package itself is left out: its tests, and the asserts in
+    That is what outputs depend on. The rest of the package is left out: its tests, and the asserts in
     every notebook, watch over that.
     """
     parts = [cell.source.encode() for cell in notebook.cells if cell.cell_type == "code"]
     parts += [code.encode() for code in solutions(notebook)]
+    parts.append(repr(PRESETS).encode())
     if any(module in part for part in parts for module in _READERS):
         parts += [path.read_bytes() for path in sorted(RECORDS.rglob("*.json"))]
     joined = hashlib.sha256()

@@ -2,6 +2,7 @@
 
 import re
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
@@ -46,6 +47,14 @@ def test_outputs_are_one_run_from_top_to_bottom(path):
 def test_outputs_are_not_stale(path):
     notebook = read(path)
     assert notebook.metadata["l3paper"]["digest"] == notebooks.digest(notebook), "run: make figures"
+
+
+def test_another_default_makes_outputs_stale(monkeypatch):
+    notebook = read(PATHS[0])
+    before = notebooks.digest(notebook)
+    changed = replace(notebooks.PRESETS["smoke"], table_lr=0.5)
+    monkeypatch.setitem(notebooks.PRESETS, "smoke", changed)
+    assert notebooks.digest(notebook) != before
 
 
 @EVERY
