@@ -114,6 +114,8 @@ def load_model(folder: Path, device: torch.device, tables: str = "resident") -> 
     try:
         return _load(folder, device, tables)
     except FileNotFoundError as error:
+        if not folder.exists():
+            raise ValueError(f"there is no checkpoint {str(folder)!r}") from None
         name = Path(error.filename).name
         raise ValueError(f"checkpoint {str(folder)!r} is incomplete: there is no {name}") from None
     except UNUSABLE as error:

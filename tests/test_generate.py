@@ -270,7 +270,7 @@ def test_bad_requests_end_with_code_2(saved, capsys, flags, message):
 
 def test_missing_checkpoint_ends_with_code_2(tmp_path, capsys):
     code, _, err = call(capsys, tmp_path / "nothing", "--prompt", "the")
-    assert (code, "is incomplete: there is no sums.json" in err) == (2, True)
+    assert (code, "there is no checkpoint" in err) == (2, True)
 
 
 def test_nothing_is_unpickled(saved, capsys, tmp_path):
