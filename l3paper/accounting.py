@@ -180,10 +180,10 @@ def match_deeper(l3: GPTConfig, mean_rows: float) -> GPTConfig:
 
     Raises ValueError where `l3` has no L3 layers, or experts.
     """
-    deeper, wanted = _without_l3(l3), account(l3, mean_rows).flops_forward
-    while account(deeper).flops_forward < wanted:
-        deeper = replace(deeper, n_layer=deeper.n_layer + 1)
-    return deeper
+    dense, wanted = _without_l3(l3), account(l3, mean_rows).flops_forward
+    now = account(dense).flops_forward
+    block = account(replace(dense, n_layer=dense.n_layer + 1)).flops_forward - now
+    return replace(dense, n_layer=dense.n_layer + max(0, math.ceil((wanted - now) / block)))
 
 
 def match_moe(

@@ -78,9 +78,11 @@ class TrainConfig:
         for name in ("n_embd", "n_head", "n_kv_head", "l3_n_emb", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0")
-        for name in ("lr_scale", "table_lr", "router_lr"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0 and finite")
+        for name, most in (("lr_scale", 1e30), ("table_lr", 1e3), ("router_lr", 1e3)):
+            if not 0 < getattr(self, name) <= most:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}; it must be above 0 and finite, at most {most:g}"
+                )
         if not 0 <= self.clip < math.inf:
             raise ValueError(f"clip is {self.clip}; it must be at least 0 and finite")
         if self.l3_allocation not in ALLOCATIONS:
@@ -89,7 +91,13 @@ class TrainConfig:
             )
         if self.stand_in not in ("", *STAND_INS):
             raise ValueError(f"stand_in is {self.stand_in!r}; choose one of {', '.join(STAND_INS)}")
-        if not self.model_config().l3_blocks and self.stand_in:  # model_config has checks of its own
+        model = self.model_config()  # which has checks of its own
+        if model.l3_blocks and model.l3_n_emb > self.vocab_size * self.l3_k_max:
+            raise ValueError(
+                f"l3_k_max is {self.l3_k_max}; so {self.vocab_size} tokens cannot own "
+                f"l3_n_emb = {model.l3_n_emb} rows"
+            )
+        if not model.l3_blocks and self.stand_in:
             raise ValueError(f"stand_in is {self.stand_in!r}, but there is no L3 model to stand in for")
 
     @property

@@ -6,6 +6,7 @@
 import argparse
 import hashlib
 import json
+import lzma
 import sys
 import zlib
 from collections.abc import Iterator, Sequence
@@ -138,14 +139,18 @@ def _unpack(path: Path, vocab_size: int, max_bytes: int | None) -> TokenizedCorp
         AttributeError,
         OSError,
         EOFError,
+        RuntimeError,
         BadZipFile,
         zlib.error,
+        lzma.LZMAError,
     ) as error:
         raise ValueError(f"{path.name} is no tokenized corpus: {error}") from None
     corpus = TokenizedCorpus(str(name), str(sha256), parse_tokenizer(text, path.name), *streams)
     for stream in streams:
         if stream.ndim != 1 or stream.dtype.kind != "u" or np.any(stream >= corpus.vocab_size):
             raise ValueError(f"{path.name} is no tokenized corpus: its streams are not of its tokens")
+        if len(stream) < 2:
+            raise ValueError(f"{path.name} is no tokenized corpus: it has a stream without text")
     if corpus.vocab_size != vocab_size:
         raise ValueError(
             f"vocab_size is {vocab_size}, but {path.name} is tokenized with {corpus.vocab_size}"

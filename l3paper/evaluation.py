@@ -63,11 +63,12 @@ def word_perplexity(model: GPT, corpus: TokenizedCorpus, text: str, batch_size: 
     words = sum(len(line.split()) + 1 for line in text.splitlines())
     stream = encode_documents(corpus.tokenizer, [text])
     nats, bits = evaluate(model, stream, corpus.token_bytes, batch_size)
+    nats_a_word = nats * (len(stream) - 1) / words
     return {
         "sha256": hashlib.sha256(text.encode()).hexdigest(),
         "words": words,
         "tokens": len(stream) - 1,
         "loss": nats,
         "bits_per_byte": bits,
-        "perplexity": math.exp(nats * (len(stream) - 1) / words),
+        "perplexity": math.exp(nats_a_word) if nats_a_word < 700 else math.inf,
     }

@@ -4,6 +4,11 @@ from dataclasses import dataclass
 
 from l3paper.variants import VARIANTS
 
+_MOST = {"n_layer": 10_000} | dict.fromkeys(
+    ("n_embd", "mlp_width", "n_experts", "expert_width", "l3_d_up", "l3_d_emb"), 2**20
+)
+"""Far above what anyone trains: what is larger is a mistake, and would be built until memory ends."""
+
 
 @dataclass(frozen=True)
 class GPTConfig:
@@ -17,7 +22,7 @@ class GPTConfig:
     an L3 layer sits; "" for none. l3_d_up = 0 stands for 4 * n_embd, l3_d_emb = 0 for n_embd.
     l3_variant is a name in `l3paper.variants.VARIANTS`.
 
-    Raises ValueError for sizes that are too small or do not fit together.
+    Raises ValueError for sizes that are too small, absurdly large, or do not fit together.
     """
 
     sequence_len: int = 1024
@@ -42,6 +47,9 @@ class GPTConfig:
         for name in ("sequence_len", "vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name, most in _MOST.items():
+            if getattr(self, name) > most:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at most {most}")
         if self.n_embd % self.n_head or self.head_dim % 2:
             raise ValueError(
                 f"n_embd = {self.n_embd} over n_head = {self.n_head} is no even whole head width"

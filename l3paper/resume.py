@@ -6,6 +6,7 @@ measured so far. Nothing is ever unpickled.
 """
 
 import json
+import math
 import shutil
 import signal
 import sys
@@ -77,6 +78,7 @@ class RunFolder:
         self.settings, self.identity = settings, json.loads(json.dumps(identity))
         self.newest = -1
         """The step that the newest whole checkpoint is of."""
+        self.damaged: set[Path] = set()
 
     def save(
         self,
@@ -85,11 +87,13 @@ class RunFolder:
         tokenizer: Tokenizer,
         progress: Progress,
         writes: bool = True,
+        prune: bool = True,
     ) -> None:
         """Write a checkpoint, whole or not at all, and remove what is older than the newest `keep`.
 
-        Of several processes that train one model, all call this, and one writes. Raises OSError where
-        there is no room.
+        Damaged ones and, where the run has been put back, later ones are not among those. Of several
+        processes that train one model, all call this, and one writes. Raises OSError where there is no
+        room.
         """
         if self.newest == progress.step:  # it is there, and to replace it would risk it
             return
@@ -98,12 +102,15 @@ class RunFolder:
         tensors = whole(optimizer_tensors(optimizer), writes)
         if not writes:
             return
-        with new_checkpoint(self.settings.folder / f"step-{progress.step:09}") as new:
+        path = self.settings.folder / f"step-{progress.step:09}"
+        with new_checkpoint(path) as new:
             write_model(new, model, tokenizer, state)
             write_tensors(new / _STATE, tensors | _random_states())
             (new / _PROGRESS).write_text(json.dumps({"run": self.identity, **asdict(progress)}))
-        before = [f for f in _checkpoints(self.settings.folder) if _step(f) <= progress.step]
-        for outdated in before[: -self.settings.keep]:
+        self.damaged.discard(path)
+        found = [f for f in _checkpoints(self.settings.folder) if _step(f) <= progress.step]
+        kept = [f for f in found if f not in self.damaged][-self.settings.keep :]
+        for outdated in found[: found.index(kept[0])] if prune else []:
             remove_folder(outdated)
 
     def restore(self, model: GPT, optimizer: MuonAdamW) -> Progress:
@@ -121,12 +128,13 @@ class RunFolder:
                 weights = {k: v for name in _WEIGHTS for k, v in load_file(folder / name).items()}
             except UNUSABLE as error:
                 print(f"checkpoint {folder} is passed over: {error}", file=sys.stderr)
+                self.damaged.add(folder)
                 continue
             self._require_same(folder, run)
             try:
                 own = model.state_dict()
                 model.load_state_dict({k: divided_like(t, own[k]) for k, t in weights.items()})
-                load_optimizer_tensors(optimizer, tensors)
+                load_optimizer_tensors(optimizer, tensors, begun=progress.step > 0)
                 _restore_random_states(tensors)
             except UNUSABLE as error:
                 raise ValueError(f"checkpoint {str(folder)!r} does not fit its run: {error}") from None
@@ -163,7 +171,7 @@ def run_folder(settings: Checkpoints) -> Iterator[None]:
             raise ValueError(
                 f"{str(folder)!r} holds checkpoints: resume that run, or take another folder"
             )
-        for leftover in folder.glob(".step-*"):
+        for leftover in folder.glob(".step-" + "[0-9]" * 9 + ".*"):
             shutil.rmtree(leftover)
         yield
 
@@ -178,11 +186,17 @@ def _step(checkpoint: Path) -> int:
 
 
 def _read_progress(checkpoint: Path) -> tuple[dict, Progress]:
-    """Whose it is, and how far it was; ValueError where the numbers contradict each other."""
+    """Whose it is, and how far it was; ValueError for what is no measurement, or not of this step."""
     written = json.loads((checkpoint / _PROGRESS).read_text())
     run, progress = dict(written.pop("run")), Progress(**written)
-    numbers = [float(x) for x in (*progress.losses, *progress.seconds)]
-    if len(numbers) != 2 * progress.step or progress.step != _step(checkpoint):
+    numbers = [*progress.losses, *progress.seconds]
+    for evaluation in progress.evaluations:
+        numbers += [evaluation[name] for name in ("step", "tokens", "loss", "bits_per_byte")]
+    if not all(type(x) in (int, float) and math.isfinite(x) for x in numbers):
+        raise ValueError(f"{_PROGRESS} holds what is no number")
+    if not progress.evaluations or not all(x > 0 for x in progress.seconds):
+        raise ValueError(f"{_PROGRESS} lacks evaluations, or the times of steps")
+    if not len(progress.losses) == len(progress.seconds) == _step(checkpoint):
         raise ValueError(f"{_PROGRESS} is not of this step")
     return run, progress
 
@@ -197,24 +211,35 @@ def optimizer_tensors(optimizer: MuonAdamW) -> dict[str, Tensor]:
     }
 
 
-def load_optimizer_tensors(optimizer: MuonAdamW, tensors: dict[str, Tensor]) -> None:
+_NAMES = {"muon": ("momentum_buffer",), "adamw": ("step", "exp_avg", "exp_avg_sq")}
+
+
+def load_optimizer_tensors(optimizer: MuonAdamW, tensors: dict[str, Tensor], begun: bool) -> None:
     """Take what `optimizer_tensors` gave for the same parameters; other names are passed over.
 
-    Raises ValueError for a tensor of another shape than its parameter.
+    An optimizer that has begun has state for every parameter, but for matrices that no step has used,
+    as those of an expert can be. Raises ValueError where any is missing or not of its parameter's shape
+    and type: the optimizer would not look.
     """
     state = optimizer.state_dict()
-    parameters = {
-        part: [p for group in getattr(optimizer, part).param_groups for p in group["params"]]
-        for part in state
-    }
-    for name, tensor in tensors.items():
-        part, number, key = name.split(".")
-        if part in state:
-            like = parameters[part][int(number)]
-            if tensor.ndim and tensor.shape != like.shape:
-                raise ValueError(f"{name} has shape {tuple(tensor.shape)}, not {tuple(like.shape)}")
-            tensor = tensor.clone()  # the file may go
-            state[part]["state"].setdefault(int(number), {})[key] = divided_like(tensor, like)
+    for part, names in _NAMES.items():
+        groups = getattr(optimizer, part).param_groups
+        parameters = [p for group in groups for p in group["params"]]
+        for number, like in enumerate(parameters):
+            own = {name: tensors.get(f"{part}.{number}.{name}") for name in names}
+            if all(tensor is None for tensor in own.values()) and (part == "muon" or not begun):
+                continue
+            for name, tensor in own.items():
+                shape, dtype = ((), torch.float32) if name == "step" else (like.shape, like.dtype)
+                if tensor is None or (tensor.shape, tensor.dtype) != (shape, dtype):
+                    raise ValueError(
+                        f"{part}.{number}.{name} is missing, or not of its parameter's shape"
+                    )
+            # cloned, since the file may go
+            own = {name: divided_like(tensor.clone(), like) for name, tensor in own.items()}
+            state[part]["state"][number] = own
+        if begun and parameters and not state[part]["state"]:
+            raise ValueError(f"there is no state of {part}")
     optimizer.load_state_dict(state)
 
 

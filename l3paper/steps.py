@@ -32,20 +32,22 @@ DECAY = 0.5
 class Diverged(ArithmeticError):
     """A loss or a gradient was not finite.
 
-    Where it was the step's own, the weights are those of before the step. The documents are numbers in
-    `TokenizedCorpus.documents()`; `record` is what the run had measured.
+    Where it was the step's own, the weights are those of before the step; where it was not, `loss` and
+    `norm` are None, and the loss on held-out text after the step was not finite. The documents are
+    numbers in `TokenizedCorpus.documents()`; `record` is what the run had measured.
     """
 
-    def __init__(self, step: int, loss: float, norm: float, documents: list[int]):
+    def __init__(self, step: int, loss: float | None, norm: float | None, documents: list[int]):
         super().__init__(step, loss, norm, documents)
         self.record: dict = {}
 
     def __str__(self) -> str:
         step, loss, norm, documents = self.args
-        return (
-            f"step {step} diverged: its loss is {loss}, the norm of its gradients {norm}; "
-            f"the batch is from the training documents {', '.join(map(str, documents))}"
-        )
+        its = f"its loss is {loss}, the norm of its gradients {norm}"
+        if loss is None:
+            its = "the held-out loss after it is not finite"
+        numbers = ", ".join(map(str, documents))
+        return f"step {step} diverged: {its}; the batch is from the training documents {numbers}"
 
 
 @dataclass
@@ -84,8 +86,15 @@ def train_on(run: Training, show_progress: bool) -> None:
     if not progress.evaluations:
         progress.evaluations.append(_evaluation(run, step=0))
 
-    def save() -> None:
-        folder.save(run.model, run.optimizer, run.corpus.tokenizer, progress, run.group.rank == 0)
+    def save(prune: bool = True) -> None:
+        failure = None
+        writes = run.group.rank == 0
+        try:
+            folder.save(run.model, run.optimizer, run.corpus.tokenizer, progress, writes, prune)
+        except OSError as error:
+            failure = error
+        if run.group.any(failure is not None, run.model.device):
+            raise failure or OSError("another process could not write a checkpoint")
 
     steps = range(progress.step, config.num_iterations)
     bar = tqdm(
@@ -98,7 +107,7 @@ def train_on(run: Training, show_progress: bool) -> None:
                 progress.losses.append(train_step(run, step))
             except Diverged:
                 if folder:
-                    save()
+                    save(prune=False)  # these weights may be what the step diverged from
                 lost = {"loss": math.nan, "bits_per_byte": math.nan, "everything": True}
                 progress.evaluations.append(
                     {"step": step, "tokens": step * tokens_a_step(config)} | lost
@@ -110,7 +119,7 @@ def train_on(run: Training, show_progress: bool) -> None:
             if last or (step + 1) % config.eval_every == 0:
                 progress.evaluations.append(_evaluation(run, step + 1, everything=last))
                 if not math.isfinite(progress.evaluations[-1]["loss"]):
-                    raise Diverged(step, math.nan, math.nan, run.batches.documents(step))
+                    raise Diverged(step, None, None, run.batches.documents(step))
             _show(bar, config, progress)
             stop = folder is not None and run.group.any(told() is not None, run.model.device)
             if folder and (stop or last or (step + 1) % folder.settings.every == 0):

@@ -1,5 +1,6 @@
 """Byte-level BPE: text to token ids and back, without ever meeting an unknown character."""
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -12,6 +13,9 @@ END_OF_TEXT = "<|endoftext|>"
 END_OF_TEXT_ID = 0
 MIN_VOCAB_SIZE = 257
 """256 bytes and the special token."""
+
+_LONG = re.compile(r"\S{8192}(?=\S)")
+"""Training takes the square of a word's length: one of a megabyte would never end."""
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -30,7 +34,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    short = (_LONG.sub(lambda part: part[0] + " ", text) for text in texts)
+    tokenizer.train_from_iterator(short, trainer)
     if tokenizer.get_vocab_size() < vocab_size:
         raise ValueError(
             f"vocab_size is {vocab_size}, but this text supports only {tokenizer.get_vocab_size()}"
@@ -49,6 +54,8 @@ def parse_tokenizer(text: str, name: str) -> Tokenizer:
         tokenizer = Tokenizer.from_str(text)
     except Exception as error:  # the library raises nothing more special
         raise ValueError(f"{name} is no tokenizer: {error}") from None
+    if None in map(tokenizer.id_to_token, range(tokenizer.get_vocab_size())):
+        raise ValueError(f"{name} is no tokenizer: its ids have gaps")
     tokenizer.encode_special_tokens = True  # no part of the file; the special token's words are text
     return tokenizer
 

@@ -289,7 +289,8 @@ def _train_and_write(given: argparse.Namespace) -> int:
     write_record(path, run.record)
     if given.save:
         save_model(given.save, run.model, run.corpus.tokenizer)
-    print(report(run.record))
+    encoding = sys.stdout.encoding or "utf-8"  # a terminal that lacks a letter is no reason to fail
+    print(report(run.record).encode(encoding, "backslashreplace").decode(encoding))
     print(f"record: {path}")
     if given.save:
         print(f"model: {given.save}")
@@ -297,7 +298,7 @@ def _train_and_write(given: argparse.Namespace) -> int:
 
 
 def _fail(why: object, code: int) -> int:
-    print(f"{PROGRAM}: {why}", file=sys.stderr)
+    print(f"{PROGRAM}: {' '.join(line.strip() for line in str(why).splitlines())}", file=sys.stderr)
     return code
 
 

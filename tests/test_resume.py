@@ -196,13 +196,70 @@ def test_random_states_go_on(config, tmp_path, monkeypatch):
     assert all(len(found) == 2 and found[0] == found[1] for found in drawn.values())
 
 
-def test_moments_of_another_shape_are_refused(config, stopped):
+MOMENTS = {
+    "another shape": ("adamw.0.exp_avg", lambda tensors: {"adamw.0.exp_avg": torch.zeros(2, 3)}),
+    "one number": ("adamw.0.exp_avg", lambda tensors: {"adamw.0.exp_avg": torch.zeros(())}),
+    "no matrix": (
+        "muon.0.momentum_buffer",
+        lambda tensors: {"muon.0.momentum_buffer": torch.zeros(())},
+    ),
+    "another type": ("adamw.0.exp_avg_sq", lambda tensors: {"adamw.0.exp_avg_sq": None}),
+    "none of a parameter": ("adamw.0.", lambda tensors: {n: None for n in tensors if ".0." in n}),
+    "none for muon": ("no state of muon", lambda tensors: {n: None for n in tensors if n[0] == "m"}),
+}
+
+
+@pytest.mark.parametrize("damage", MOMENTS)
+def test_moments_that_are_not_the_parameters_are_refused(config, stopped, damage):
+    name, change = MOMENTS[damage]
     for folder in stopped.folder.iterdir():
         tensors = load_file(folder / "optimizer.safetensors")
-        tensors["adamw.0.exp_avg"] = torch.zeros(2, 3)
-        rewrite(folder, "optimizer.safetensors", save(tensors))
-    with pytest.raises(ValueError, match=r"adamw.0.exp_avg has shape \(2, 3\), not"):
+        tensors |= change(tensors)
+        whole = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+        rewrite(folder, "optimizer.safetensors", save(whole))
+    with pytest.raises(ValueError, match=f"does not fit its run: .*{name}"):
         train(config, False, stopped)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict(evaluations=3),
+        dict(evaluations=[]),
+        dict(evaluations=["ab"]),
+        dict(evaluations=[{}]),
+        dict(losses="1234567"),
+        dict(losses=["1"] * 7),
+        dict(losses=[1.0] * 6),
+        dict(losses=[math.nan] * 7),
+        dict(seconds=[0] * 7),
+        dict(seconds={}),
+        dict(surplus=1),
+    ],
+    ids=str,
+)
+def test_progress_that_is_no_measurement_is_passed_over(config, stopped, change, capsys):
+    newest = sorted(stopped.folder.iterdir())[-1]
+    assert newest.name == "step-000000007"
+    written = json.loads((newest / "progress.json").read_text())
+    rewrite(newest, "progress.json", json.dumps(written | change).encode())
+    train(config, False, stopped)
+    assert "step-000000007 is passed over" in capsys.readouterr().err
+
+
+def test_damaged_checkpoints_are_not_among_those_kept(config, stopped, stop_after):
+    flip(stopped.folder / "step-000000007" / "weights.safetensors")
+    settings = replace(stopped, every=100, keep=2)
+    interrupted(config, settings, stop_after, 8)
+    assert {"step-000000006", "step-000000008"} < {f.name for f in stopped.folder.iterdir()}
+    flip(stopped.folder / "step-000000008" / "weights.safetensors")
+    train(config, False, settings)
+
+
+def test_a_folder_of_the_users_own_stays(config, stopped):
+    (stopped.folder / ".step-notes").mkdir()
+    train(config, False, stopped)
+    assert (stopped.folder / ".step-notes").exists()
 
 
 def test_without_a_whole_checkpoint_nothing_is_begun(config, stopped):
@@ -303,6 +360,32 @@ def test_divergence_stops_the_run_before_the_step(exploding, tmp_path):
     assert record["diverged"].endswith(
         "training documents " + ", ".join(map(str, documents_at(stream, starts, 17)))
     )
+
+
+def test_divergence_removes_no_checkpoint(config, tmp_path, monkeypatch):
+    original = steps.train_step
+
+    def diverge(run, step):
+        if step == 5:
+            raise Diverged(step, math.nan, 1.0, [0])
+        return original(run, step)
+
+    monkeypatch.setattr(steps, "train_step", diverge)
+    with pytest.raises(Diverged, match="step 5 diverged"):
+        train(config, False, Checkpoints(tmp_path, every=2, keep=1))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000000004", "step-000000005"]
+
+
+def test_loss_on_held_out_text_that_is_not_finite_says_so(config, tmp_path, monkeypatch):
+    original = steps._evaluation
+    monkeypatch.setattr(
+        steps,
+        "_evaluation",
+        lambda run, step, **more: original(run, step, **more) | ({"loss": math.inf} if step else {}),
+    )
+    with pytest.raises(Diverged, match="step 3 diverged: the held-out loss after it is not finite"):
+        train(config, False, Checkpoints(tmp_path, every=2))
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000000002"]
 
 
 def test_divergence_on_the_command_line(exploding, capsys, tmp_path):

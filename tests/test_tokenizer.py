@@ -1,5 +1,8 @@
 """The byte-level BPE: nothing is lost, nothing is unknown, and training is repeatable."""
 
+import json
+import time
+
 import numpy as np
 import pytest
 from hypothesis import example, given
@@ -10,6 +13,7 @@ from l3paper.tokenizer import (
     END_OF_TEXT,
     END_OF_TEXT_ID,
     encode_documents,
+    parse_tokenizer,
     token_bytes,
     token_text,
     train_tokenizer,
@@ -73,6 +77,20 @@ def test_vocabulary_below_the_bytes_is_refused():
 def test_vocabulary_above_what_the_text_supports_is_refused():
     with pytest.raises(ValueError, match=r"vocab_size is 5000, but this text supports only \d+"):
         train_tokenizer(TEXTS, 5000)
+
+
+def test_a_word_of_megabytes_does_not_hold_training_up():
+    letters = np.random.default_rng(0).integers(97, 123, 1_000_000, dtype=np.uint8).tobytes().decode()
+    begin = time.perf_counter()
+    assert train_tokenizer([letters], 400).get_vocab_size() == 400
+    assert time.perf_counter() - begin < 60  # uncut, it takes several minutes
+
+
+def test_tokenizer_with_a_gap_in_its_ids_is_refused(tokenizer):
+    written = json.loads(tokenizer.to_str())
+    written["model"]["vocab"]["zz"] = 10**6
+    with pytest.raises(ValueError, match=r"a\.json is no tokenizer: its ids have gaps"):
+        parse_tokenizer(json.dumps(written), "a.json")
 
 
 def test_training_is_repeatable(tokenizer):

@@ -265,6 +265,12 @@ def test_word_perplexity_spreads_all_nats_over_words_and_line_ends(run_of, kind)
     assert found["bits_per_byte"] == pytest.approx(nats / math.log(2) / len(TEXT), rel=1e-5)
 
 
+def test_a_perplexity_beyond_all_numbers_is_infinite(run_of):
+    run = run_of("dense")
+    found = word_perplexity(run.model, run.corpus, 600 * "Q", 4)
+    assert found["perplexity"] == math.inf
+
+
 def test_words_are_part_of_the_record(tiny, tmp_path):
     file = tmp_path / "words.txt"
     file.write_text(TEXT)
