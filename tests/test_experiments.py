@@ -127,9 +127,10 @@ def test_families_are_valid_and_different(name, preset):
 @NAMES
 def test_every_family_trains(name, text_file):
     for config in EXPERIMENTS[name].configs("smoke", str(text_file)).values():
-        quick = replace(config, vocab_size=300, num_iterations=1, eval_tokens=1, sequence_len=8)
-        wide_enough = replace(quick, l3_n_emb=max(300, config.l3_n_emb * 300 // config.vocab_size))
-        record = train(wide_enough, show_progress=False).record
+        rows = max(300, config.l3_n_emb * 300 // config.vocab_size)
+        sizes = dict(vocab_size=300, l3_n_emb=rows, sequence_len=8)
+        quick = replace(config, **sizes, num_iterations=1, eval_tokens=1)
+        record = train(quick, show_progress=False).record
         assert math.isfinite(final_loss(record))
 
 
@@ -139,7 +140,7 @@ def test_path_names_what_matters(tmp_path):
 
     assert path() == path(device="cpu") == path(l3_after_layers="2")
     assert path(data="here/text.txt") == path(data="there/text.txt") != path()
-    different = [dict(seed=1), dict(lr_scale=0.5), dict(l3_k_max=3), dict(stand_in="moe")]
+    different = [dict(seed=1), dict(lr_scale=0.5), dict(l3_k_max=5), dict(stand_in="moe")]
     assert len({path(), *(path(**changes) for changes in different)}) == 5
     assert path(stand_in="moe").name.startswith("moe-lr1-seed0-")
     assert path().name.startswith("l3-")
