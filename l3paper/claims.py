@@ -230,12 +230,12 @@ CLAIMS = (
     Claim(
         "The middle is the best place: better than behind the first block",
         "middle best",
-        _compare("placement", "after 2", "after 0"),
+        _compare("placement", "after 1", "after 0"),
     ),
     Claim(
         "... than behind the last",
         "middle best",
-        _compare("placement", "after 2", "after 3"),
+        _compare("placement", "after 1", "after 3"),
     ),
     Claim(
         "L3 trains at 87 % of the dense model's tokens/s, or more", "87 %, eight A100", _training_speed

@@ -236,7 +236,7 @@ def recorded(config: TrainConfig, path: Path, sha256: str) -> dict:
     record = read_run(path, config)
     if record["corpus"]["sha256"] != sha256:
         raise ValueError(f"{path} records a run on another text: move it away, or use --folder")
-    if config.words and "words" not in record:
+    if config.words and not {"words", "diverged"} & set(record):
         raise ValueError(f"{path} has no perplexity by the word: move it away, or use --folder")
     return record
 

@@ -190,6 +190,19 @@ def test_perplexity_by_the_word_is_recorded_and_not_passed_over(tiny, tmp_path):
         run_experiment("tiny", "smoke", tiny, 1, 1, tmp_path / "without", str(words))
 
 
+def test_a_diverged_run_needs_no_perplexity_by_the_word(text_file, tmp_path, monkeypatch):
+    words = tmp_path / "words.txt"
+    words.write_text("one line\n")
+    sizes = dict(vocab_size=300, depth=1, sequence_len=8, batch_size=2, l3_after_layers="")
+    config = TrainConfig(data=str(text_file), words=str(words), device="cpu", **sizes)
+    config = replace(config, num_iterations=9, lr_scale=1e30)
+    sha256 = train(replace(config, num_iterations=1, lr_scale=1.0), False).record["corpus"]["sha256"]
+    for _ in range(2):  # made, then read
+        record = recorded(config, tmp_path / "r.json", sha256)
+        assert "diverged" in record
+        assert final_loss(record) == math.inf
+
+
 def test_missing_run_is_named(tiny, tmp_path):
     with pytest.raises(ValueError, match=r"tiny lacks the run dense-lr0\.5-seed0-\w+\.json"):
         results("tiny", "smoke", tiny, 1, tmp_path)
