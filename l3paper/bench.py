@@ -22,6 +22,7 @@ from l3paper.allocation import (
 )
 from l3paper.bench_decode import bench_decode
 from l3paper.bench_training import SIZES, bench_throughput, bench_train_step
+from l3paper.catalogue import EXPERIMENTS, without_and_with
 from l3paper.config import PRESETS
 from l3paper.correctness import check_lookups
 from l3paper.data import load_corpus, training_batch
@@ -231,9 +232,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--experiment",
-        choices=("dense_vs_l3", "main"),
-        default="dense_vs_l3",
-        help="whose models train-step times (default: dense_vs_l3)",
+        choices=EXPERIMENTS,
+        help="whose models train-step times (default: the preset's own, without L3 and with it)",
     )
     parser.add_argument("--size", choices=SIZES, default="smoke", help="of throughput (default: smoke)")
     parser.add_argument(
@@ -266,7 +266,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         results = bench_optimizer(SETTINGS[given.setting], given.repeats, device)
     elif given.what == "train-step":
         setting = {"experiment": given.experiment, "preset": given.preset}
-        results = bench_train_step(given.experiment, given.preset, given.repeats, device)
+        if given.experiment:
+            configs = EXPERIMENTS[given.experiment].configs(given.preset, "stdlib")
+        else:
+            configs = without_and_with(PRESETS[given.preset])
+        results = bench_train_step(configs, given.repeats, device)
     elif given.what == "throughput":
         setting = {"size": given.size} | asdict(SIZES[given.size])
         results, more["profile"] = bench_throughput(given.size, given.repeats, device)

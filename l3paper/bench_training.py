@@ -10,7 +10,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from l3paper.accounting import Accounting
-from l3paper.catalogue import DENSE, EXPERIMENTS, spread
+from l3paper.catalogue import DENSE, spread
 from l3paper.config import TrainConfig
 from l3paper.data import TokenizedCorpus, load_corpus, training_batch
 from l3paper.device import precision
@@ -93,13 +93,10 @@ def make_step(config: TrainConfig, corpus: TokenizedCorpus, device: torch.device
     return Step(config, model, costs, model.setup_optimizer(), on_device)
 
 
-def bench_train_step(experiment: str, preset: str, repeats: int, device: torch.device) -> list[dict]:
-    """A training step of every model of an experiment, and the optimizer's share of it.
-
-    The experiment's first model is dense.
-    """
+def bench_train_step(configs: dict[str, TrainConfig], repeats: int, device: torch.device) -> list[dict]:
+    """A training step of every model, the first of which is dense, and the optimizer's share of it."""
     steps, corpora = {}, {}
-    for name, config in EXPERIMENTS[experiment].configs(preset, "stdlib").items():
+    for name, config in configs.items():
         key = config.vocab_size, config.data_bytes
         corpora[key] = corpora.get(key) or load_corpus(config.data, *key)
         steps[name] = make_step(config, corpora[key], device)

@@ -36,7 +36,8 @@ SMALL = {
         eval_every=100,
     ),
 }
-"""The smallest models that can answer, by preset. Their L3 layer is in the middle, its rows by LZW."""
+"""The smallest models that can answer, by preset. Their L3 layer is behind block `depth // 2`, counted
+from 0, and its rows are given out by LZW."""
 
 DENSE = {"l3_after_layers": ""}
 
@@ -89,6 +90,11 @@ def spread(base: TrainConfig, layers: int) -> str:
     return ",".join(str(base.depth * (i + 1) // (layers + 1)) for i in range(layers))
 
 
+def without_and_with(config: TrainConfig) -> dict[str, TrainConfig]:
+    """The model of this run without its L3 layers, and with them."""
+    return {"dense": replace(config, **DENSE), "L3": config}
+
+
 RIVALS = {
     "dense, deeper": {"stand_in": "deeper"},
     "dense, wider": {"stand_in": "wider"},
@@ -106,12 +112,6 @@ def against_rivals(points: dict[str, dict]) -> dict[str, dict]:
 
 
 EXPERIMENTS = {
-    "dense_vs_l3": Experiment(
-        "Does one L3 layer lower the held-out loss of the same model, at equal tokens?",
-        "results",
-        lambda base: {"dense": DENSE, "l3": {}},
-        PRESETS,
-    ),
     "main": Experiment(
         "At equal operations, tokens or time: is L3 better than dense models and than an MoE?",
         "results",
@@ -128,7 +128,6 @@ EXPERIMENTS = {
         "How fast should the tables learn, beside everything else?",
         "not in the paper",
         lambda base: {f"{rate:g}": {"table_lr": rate} for rate in _rates(base.table_lr)},
-        seeds=1,
         shared_search=True,
     ),
     "router_lr": Experiment(
@@ -137,7 +136,6 @@ EXPERIMENTS = {
         lambda base: {
             f"{rate:g}": {"stand_in": "moe", "router_lr": rate} for rate in _rates(base.router_lr)
         },
-        seeds=1,
         shared_search=True,
     ),
     "allocation": Experiment(
@@ -159,7 +157,7 @@ EXPERIMENTS = {
         "ablations",
         lambda base: {
             f"k = {base.l3_k_max}": {},
-            **{f"k = {k}": {"l3_k_max": k} for k in (base.l3_k_max // 4, 8 * base.l3_k_max)},
+            **{f"k = {k}": {"l3_k_max": k} for k in (base.l3_k_max // 8, base.l3_k_max // 4)},
             "no cap": {"l3_k_max": base.l3_n_emb},
         },
         shared_search=True,
@@ -186,14 +184,14 @@ EXPERIMENTS = {
         shared_search=True,
     ),
     "count": Experiment(
-        "One layer with v rows, or several that share them?",
+        "One layer with 8 rows a token, or several that share them?",
         "ablations",
         lambda base: {
-            "1 x v": {},
+            "1 x v": _rows(base, 8),
             **{
-                f"{n} x v / {n}": {"l3_after_layers": spread(base, n), "l3_n_emb": base.l3_n_emb // n}
+                f"{n} x v / {n}": {"l3_after_layers": spread(base, n), **_rows(base, 8 // n)}
                 for n in (2, 4)
-                if n <= base.depth and base.l3_n_emb >= n * base.vocab_size
+                if n <= base.depth
             },
         },
         shared_search=True,

@@ -223,7 +223,7 @@ CLAIMS = (
         _compare("count", "1 x v", "2 x v / 2", Gain.when_equal),
     ),
     Claim(
-        "... as four of a quarter (here one row a token: no choice is left)",
+        "... as four of a quarter",
         "about equal",
         _compare("count", "1 x v", "4 x v / 4", Gain.when_equal),
     ),

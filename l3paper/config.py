@@ -35,7 +35,7 @@ class TrainConfig:
     accumulate: int = _option(1, "passes a step, each with an equal part of the batch")
     num_iterations: int = _option(1000, "steps")
     l3_after_layers: str | None = _option(
-        None, "blocks, from 0, with an L3 layer behind: '1,3'; '' for none; by default the middle"
+        None, "blocks, from 0, with an L3 layer behind: '1,3'; '' for none; by default depth // 2"
     )
     l3_n_emb: int = _option(0, "rows of each L3 table; 0 for 4 a token of the vocabulary")
     l3_d_up: int = _option(0, "width after the up-projection; 0 for 4 * n_embd")

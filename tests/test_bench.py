@@ -10,7 +10,8 @@ from l3paper import bench, correctness
 from l3paper.accounting import account
 from l3paper.bench import SETTINGS, flex, main
 from l3paper.bench_training import SIZES
-from l3paper.catalogue import EXPERIMENTS
+from l3paper.catalogue import EXPERIMENTS, without_and_with
+from l3paper.config import PRESETS
 from l3paper.lookup import LOOKUPS, loop
 from strategies import make_inputs
 
@@ -68,8 +69,8 @@ def test_lookup_in_bfloat16(corpus):
 
 
 def test_train_step_compares_with_dense(corpus, capsys):
-    results = bench.bench_train_step("dense_vs_l3", "smoke", 1, CPU)
-    assert [row["model"] for row in results] == ["dense", "l3"]
+    results = bench.bench_train_step(without_and_with(PRESETS["smoke"]), 1, CPU)
+    assert [row["model"] for row in results] == ["dense", "L3"]
     assert results[0]["speed_of_dense"] == 1
     assert all(0 < row["optimizer_share"] < 1 for row in results)
     assert main(["train-step", "--preset", "smoke", "--repeats", "1", "--device", "cpu"]) == 0
