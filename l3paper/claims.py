@@ -19,7 +19,7 @@ EQUAL = 0.02
 """Nats a token that still count as equal: a third of the least gain that the paper reports."""
 
 _T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365}
-"""Student's t, two-sided, by the number of pairs (one more than the degrees of freedom)."""
+"""Student's t, two-sided, by the number of seeds (one more than the degrees of freedom)."""
 
 AGREES, DISAGREES, UNDECIDED = "agrees", "disagrees", "not decidable at this scale"
 OPEN = "not recorded yet"
@@ -47,14 +47,18 @@ class Gain(NamedTuple):
         return DISAGREES if max(self.low, -self.high) > EQUAL else UNDECIDED
 
 
-def paired_gain(of: Sequence[float], over: Sequence[float]) -> Gain:
-    """The gain from losses by seed; ValueError for fewer than two pairs, or more than are tabled."""
-    gaps = tuple(theirs - ours for ours, theirs in zip(of, over, strict=True))
+def over_seeds(gaps: Sequence[float]) -> Gain:
+    """The gain from gaps by seed; ValueError for fewer than two, or more than are tabled."""
     if len(gaps) not in _T_95:
-        raise ValueError(f"there are {len(gaps)} pairs; an interval needs {min(_T_95)} to {max(_T_95)}")
+        raise ValueError(f"there are {len(gaps)} seeds; an interval needs {min(_T_95)} to {max(_T_95)}")
     mean = statistics.fmean(gaps)
     half = _T_95[len(gaps)] * statistics.stdev(gaps) / len(gaps) ** 0.5
-    return Gain(mean, mean - half, mean + half, gaps)
+    return Gain(mean, mean - half, mean + half, tuple(gaps))
+
+
+def paired_gain(of: Sequence[float], over: Sequence[float]) -> Gain:
+    """The gain from losses by seed; ValueError as of `over_seeds`."""
+    return over_seeds([theirs - ours for ours, theirs in zip(of, over, strict=True)])
 
 
 def final_gain(of: Family, over: Family) -> Gain:

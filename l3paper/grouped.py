@@ -39,6 +39,8 @@ class Bucket(NamedTuple):
 class Parts(NamedTuple):
     """The groups by size, for PyTorch's own products."""
 
+    order: Tensor  # (N,) sorts the positions by token
+    inverse: Tensor  # (N,) puts them back
     single_positions: Tensor  # places in the sorted order whose token owns one row, and
     single_rows: Tensor  # that row
     slices: list[list[int]]  # of large groups: first position, last + 1, first row, last + 1
@@ -49,20 +51,19 @@ class Parts(NamedTuple):
 class Plan:
     """How a batch of N positions is divided. It depends on the token ids and the bounds alone."""
 
-    groups: Groups
     parts: Parts | Tiles
 
 
 def make_plan(token_ids: Tensor, bounds: Tensor, n_emb: int) -> Plan:
-    """Divide the positions with these ids (N,) into groups by token, and the groups for the device."""
-    groups = group_by_token(token_ids, bounds)
-    divide = make_tiles if available(token_ids.device) else make_parts
-    return Plan(groups, divide(groups, n_emb))
+    """Divide the positions with these ids (N,) by token, and as suits their device."""
+    if available(token_ids.device):
+        return Plan(make_tiles(token_ids, bounds, n_emb))
+    return Plan(make_parts(group_by_token(token_ids, bounds), n_emb))
 
 
 def make_parts(groups: Groups, n_emb: int) -> Parts:
     """Divide the groups by size; n_emb is the number of rows of the table."""
-    order, _, start, count, first, length = groups
+    order, inverse, start, count, first, length = groups
     device = order.device
     single = length == 1
     large = ~single & ((count > POSITIONS[-1]) | (length > ROWS[-1]))
@@ -84,7 +85,7 @@ def make_parts(groups: Groups, n_emb: int) -> Parts:
         buckets.append(Bucket(positions, torch.where(own, rows, first[group]), target, ~own[:, None]))
     single_positions = single.repeat_interleave(count).nonzero().flatten()
     single_rows = first.repeat_interleave(count)[single_positions]
-    return Parts(single_positions, single_rows, slices, buckets)
+    return Parts(order, inverse, single_positions, single_rows, slices, buckets)
 
 
 @torch.compiler.disable  # the plan reads the ids on the host; a compiled model breaks its graph here
@@ -107,18 +108,18 @@ def grouped(
             plan = make_plan(token_ids, bounds, len(keys))
         asked = query.to(keys.dtype)
         if isinstance(plan.parts, Tiles):
-            found = attend(asked, keys, values, plan.groups, plan.parts)
+            found = attend(asked, keys, values, plan.parts)
         else:
-            found = _Grouped.apply(asked, keys, values, values is keys, plan.groups, plan.parts)
+            found = _Grouped.apply(asked, keys, values, values is keys, plan.parts)
     return found.to(query.dtype)
 
 
 class _Grouped(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, query, keys, values, tied, groups, parts):
-        ctx.tied, ctx.groups, ctx.parts = tied, groups, parts
+    def forward(ctx, query, keys, values, tied, parts):
+        ctx.tied, ctx.parts = tied, parts
         # One row more than there are positions: where the padding of small groups reads and writes.
-        q = _padded_sort(query, groups)  # (N + 1, d_in)
+        q = _padded_sort(query, parts.order)  # (N + 1, d_in)
         output = q.new_empty(len(q), values.shape[1])
         weights = []
         for a, b, first, last in parts.slices:
@@ -134,14 +135,14 @@ class _Grouped(torch.autograd.Function):
             weights.append(weight)
         output.index_copy_(0, parts.single_positions, embedding(parts.single_rows, values))
         ctx.save_for_backward(q, keys, values, *weights)
-        return embedding(groups.inverse, output)
+        return embedding(parts.inverse, output)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_output):
-        tied, groups, parts = ctx.tied, ctx.groups, ctx.parts
+        tied, parts = ctx.tied, ctx.parts
         q, keys, values, *weights = ctx.saved_tensors
-        g = _padded_sort(grad_output, groups)  # (N + 1, d_emb)
+        g = _padded_sort(grad_output, parts.order)  # (N + 1, d_emb)
         grad_q = torch.zeros_like(q)
         # One row more than the table has: where the padding of small groups writes.
         grad_keys = keys.new_zeros(len(keys) + 1, keys.shape[1])
@@ -165,13 +166,13 @@ class _Grouped(torch.autograd.Function):
             grad_keys.index_copy_(0, target.flatten(), grad_key.flatten(0, 1))
         grad_values.index_add_(0, parts.single_rows, embedding(parts.single_positions, g))
         grad_values = None if tied else grad_values[:-1]
-        return embedding(groups.inverse, grad_q), grad_keys[:-1], grad_values, None, None, None
+        return embedding(parts.inverse, grad_q), grad_keys[:-1], grad_values, None, None
 
 
-def _padded_sort(x: Tensor, groups: Groups) -> Tensor:
+def _padded_sort(x: Tensor, order: Tensor) -> Tensor:
     """The rows of x (N, d) in the sorted order, and a row of zeros: (N + 1, d)."""
     padded = x.new_zeros(len(x) + 1, x.shape[1])
-    torch.index_select(x, 0, groups.order, out=padded[:-1])
+    torch.index_select(x, 0, order, out=padded[:-1])
     return padded
 
 

@@ -1,7 +1,7 @@
 """The grouped lookup as three Triton kernels, for CUDA: no matrix of scores, no sorted copy.
 
-Every group of `l3paper.groups` is a rectangle, its token's positions by its token's rows, and every
-cell of it is one score. A kernel gives each program a tile: a strip of one rectangle, a few positions
+A token of the batch is a rectangle, its positions by its rows, and every cell of it is one score. A
+kernel gives each program a tile of `l3paper.tiles`: a strip of one rectangle, a few positions
 by all rows or a few rows by all positions, along which it goes step by step. So a program sees one
 token only, reads the rows as they lie, and owns what it writes: nothing is added atomically, and two
 runs on one device give the same bits.
@@ -14,7 +14,7 @@ runs on one device give the same bits.
 
 The softmax is running: a maximum and a sum a position, by which what was accumulated is rescaled. The
 backward kernels compute the scores again and get the weights from the logsumexp. Positions are read
-and written through `groups.order`.
+and written through `tiles.order`.
 
 What must move through memory, with N positions and R rows of present tokens out of v:
 
@@ -42,7 +42,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from l3paper.groups import Groups
 from l3paper.tiles import POSITIONS, ROWS, Tiles
 
 try:
@@ -74,7 +73,7 @@ def available(device: torch.device) -> bool:
     return device.type == "cuda" or not isinstance(_forward, triton.JITFunction)
 
 
-def attend(query: Tensor, keys: Tensor, values: Tensor, groups: Groups, tiles: Tiles) -> Tensor:
+def attend(query: Tensor, keys: Tensor, values: Tensor, tiles: Tiles) -> Tensor:
     """softmax(K_t query) V_t for every position, t its token: the lookup of `l3paper.lookup`.
 
     query (N, d_in), keys (v, d_in), values (v, d_emb) to output (N, d_emb), all of one floating type
@@ -82,19 +81,19 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, groups: Groups, tiles: T
     both is one tensor. Rows of absent tokens get exactly zero gradient. The gradients cannot be
     differentiated again: a second backward pass raises RuntimeError.
     """
-    return _Attend.apply(query, keys, values, values is keys, groups.order, tiles)
+    return _Attend.apply(query, keys, values, values is keys, tiles)
 
 
 class _Attend(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, query, keys, values, tied, order, tiles):
+    def forward(ctx, query, keys, values, tied, tiles):
         ctx.tied, ctx.tiles = tied, tiles
         query, keys, values = query.contiguous(), keys.contiguous(), values.contiguous()
         output = query.new_empty(len(query), values.shape[1])
         sums = torch.promote_types(query.dtype, torch.float32)
         logsumexp = query.new_empty(len(query), dtype=sums)
-        _launch(_forward, tiles.positions, (query, keys, values, order, logsumexp), output)
-        ctx.save_for_backward(query, keys, values, order, logsumexp, output)
+        _launch(_forward, tiles.positions, (query, keys, values, tiles.order, logsumexp), output)
+        ctx.save_for_backward(query, keys, values, tiles.order, logsumexp, output)
         return output
 
     @staticmethod
@@ -108,10 +107,10 @@ class _Attend(torch.autograd.Function):
         _launch(_grad_query, tiles.positions, (*inputs, output), grad_query)
         _launch(_grad_table, tiles.rows, inputs, grad_keys, KEYS=True, VALUES=tied)
         if tied:
-            return grad_query, grad_keys, None, None, None, None
+            return grad_query, grad_keys, None, None, None
         grad_values = torch.zeros_like(values)
         _launch(_grad_table, tiles.rows, inputs, grad_values, KEYS=False, VALUES=True)
-        return grad_query, grad_keys, grad_values, None, None, None
+        return grad_query, grad_keys, grad_values, None, None
 
 
 def _launch(kernel, tiles: Tensor, inputs, result: Tensor, **flags: bool) -> None:

@@ -153,7 +153,7 @@ def train_step(run: Training, step: int) -> float:
         losses.append(loss.detach())
     norm = limit_gradients(model, run.config.clip)
     loss = run.group.mean(torch.stack(losses).mean())
-    loss, norm = torch.stack([loss, norm]).tolist()  # a wait for the device, as is every L3 plan
+    loss, norm = torch.stack([loss, norm]).tolist()  # the step's one wait for the device, but an MoE's
     if not math.isfinite(loss + norm):
         raise Diverged(step, loss, norm, run.batches.documents(step))
     run.optimizer.step()

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from l3paper import kernels as module
 from l3paper.allocation import allocation_to_bounds
 from l3paper.grouped import grouped
-from l3paper.groups import group_by_token
 from l3paper.kernels import attend, available
 from l3paper.lookup import loop
 from l3paper.tiles import POSITIONS, ROWS, make_tiles
@@ -50,8 +49,7 @@ def test_in_the_interpreter():
 
 
 def plan(token_ids, bounds):
-    groups = group_by_token(token_ids.to(DEVICE), bounds.to(DEVICE))
-    return groups, make_tiles(groups, int(bounds[-1]))
+    return make_tiles(token_ids.to(DEVICE), bounds.to(DEVICE), int(bounds[-1]))
 
 
 def results(inputs, dtype=torch.float64):
@@ -59,7 +57,7 @@ def results(inputs, dtype=torch.float64):
     query, token_ids, bounds, keys, values = inputs
     exact = [query, keys] if keys is values else [query, keys, values]
     leaves = [leaf.detach().to(DEVICE, dtype).requires_grad_() for leaf in exact]
-    output = attend(leaves[0], leaves[1], leaves[-1], *plan(token_ids, bounds))
+    output = attend(leaves[0], leaves[1], leaves[-1], plan(token_ids, bounds))
     expected = loop(*inputs)
     weight = torch.randn(expected.shape, generator=torch.Generator().manual_seed(0)).double()
     found = [output, *torch.autograd.grad(output, leaves, weight.to(output))]
@@ -128,7 +126,7 @@ def test_scores_beyond_the_range_of_exp(device, level):
 def test_rows_of_absent_tokens_get_exactly_zero_gradient(device):
     query, _, bounds, keys, _ = make_inputs([4, 70, 2, 1], 30, 8, 8, True, seed=1)
     query, keys = query.detach().to(device), keys.detach().to(device).requires_grad_()
-    attend(query, keys, keys, *plan(torch.full((30,), 1), bounds)).square().sum().backward()
+    attend(query, keys, keys, plan(torch.full((30,), 1), bounds)).square().sum().backward()
     touched = keys.grad.any(dim=1)
     assert touched.nonzero().flatten().tolist() == list(range(4, 74))
 
@@ -144,7 +142,7 @@ def test_empty_batch(device, tied):
     leaves = [torch.randn(size, 4, device=device, requires_grad=True) for size in (0, 50, 50)]
     query, keys, values = leaves[0], leaves[1], leaves[1 if tied else 2]
     ids = torch.empty(0, dtype=torch.long)
-    output = attend(query, keys, values, *plan(ids, allocation_to_bounds([20, 30])))
+    output = attend(query, keys, values, plan(ids, allocation_to_bounds([20, 30])))
     assert output.shape == (0, 4)
     output.sum().backward()
     assert query.grad.shape == (0, 4)
@@ -160,7 +158,7 @@ def test_any_strides(device):
     gradients = []
     for leaves in (plain, turned):
         leaves = [x.requires_grad_() for x in leaves]
-        output = attend(*leaves, *plan(token_ids, bounds))
+        output = attend(*leaves, plan(token_ids, bounds))
         # The gradient of a sum is one number, seen from every place.
         gradients.append(torch.autograd.grad(output.sum(), leaves))
     torch.testing.assert_close(*gradients, rtol=0, atol=0)
@@ -172,15 +170,15 @@ def test_gradcheck(device, tied):
     divided = plan(token_ids, bounds)
     leaves = [x.detach().to(device).requires_grad_() for x in (query, keys, values)]
     if tied:
-        assert torch.autograd.gradcheck(lambda q, k: attend(q, k, k, *divided), leaves[:2])
+        assert torch.autograd.gradcheck(lambda q, k: attend(q, k, k, divided), leaves[:2])
     else:
-        assert torch.autograd.gradcheck(lambda q, k, v: attend(q, k, v, *divided), leaves)
+        assert torch.autograd.gradcheck(lambda q, k, v: attend(q, k, v, divided), leaves)
 
 
 def test_second_derivative_is_refused(device):
     query, token_ids, bounds, keys, values = make_inputs([3, 2], 5, 4, 4, False, seed=0)
     query, keys, values = (x.detach().to(device).requires_grad_() for x in (query, keys, values))
-    output = attend(query, keys, values, *plan(token_ids, bounds)).square().sum()
+    output = attend(query, keys, values, plan(token_ids, bounds)).square().sum()
     (grad,) = torch.autograd.grad(output, query, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         grad.sum().backward()
@@ -191,7 +189,7 @@ def test_every_score_lies_in_one_tile_of_each_list(alloc, n_positions, data):
     vocab = st.integers(0, len(alloc) - 1)
     ids = data.draw(st.lists(vocab, min_size=n_positions, max_size=n_positions))
     bounds = allocation_to_bounds(alloc)
-    _, tiles = plan(torch.tensor(ids, dtype=torch.long), bounds)
+    tiles = plan(torch.tensor(ids, dtype=torch.long), bounds)
     wanted = torch.zeros(len(ids), sum(alloc))
     for place, token in enumerate(sorted(ids)):
         wanted[place, bounds[token] : bounds[token + 1]] = 1
@@ -211,11 +209,10 @@ def test_tiles_and_kernels_do_not_wait_for_the_device():
         x.detach().to(DEVICE) for x in make_inputs([3, 90, 40], 100, 16, 16, True, seed=9)
     )
     query.requires_grad_()
-    groups = group_by_token(token_ids, bounds)
     mode = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        attend(query, keys, keys, groups, make_tiles(groups, len(keys))).sum().backward()
+        attend(query, keys, keys, make_tiles(token_ids, bounds, len(keys))).sum().backward()
     finally:
         torch.cuda.set_sync_debug_mode(mode)
 
