@@ -24,6 +24,7 @@ from l3paper.bench_decode import bench_decode
 from l3paper.bench_training import SIZES, bench_throughput, bench_train_step
 from l3paper.catalogue import EXPERIMENTS, without_and_with
 from l3paper.config import PRESETS
+from l3paper.corpus import fingerprint, read_documents
 from l3paper.correctness import check_lookups
 from l3paper.data import load_corpus, training_batch
 from l3paper.device import pick_device
@@ -217,6 +218,9 @@ def as_table(results: list[dict]) -> str:
     )
 
 
+SEED = 0
+"""Of weights and batches."""
+
 WHAT = ("correctness", "lookup", "optimizer", "train-step", "throughput", "allocation", "decode")
 
 
@@ -257,6 +261,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             require_writable(given.json)
     except ValueError as error:
         parser.error(str(error))
+    torch.manual_seed(SEED)
     setting, more, wrong = asdict(SETTINGS[given.setting]), {}, False
     if given.what == "lookup":
         setting["dtype"] = given.dtype
@@ -284,7 +289,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         setting, results = {}, bench_allocation(given.repeats)
     print(as_table(results))
     if given.json:
-        record = {"bench": given.what, "setting": setting, "results": results, **more}
+        record = {"bench": given.what, "setting": setting, "seed": SEED, "results": results, **more}
+        if given.what != "correctness":
+            record["corpus"] = {"name": "stdlib", "sha256": fingerprint(read_documents())}
         write_record(given.json, record | {"environment": environment(device)})
     return int(wrong)
 

@@ -29,7 +29,7 @@ SIZES = {
         vocab_size=512, depth=2, n_embd=32, sequence_len=64, batch_size=8, accumulate=2, l3_n_emb=1024
     ),
     "100M": replace(_PAPER, depth=8, n_embd=768, n_head=6, accumulate=8),
-    "400M": replace(_PAPER, depth=20, n_embd=1152, n_head=9, accumulate=16),
+    "400M": replace(_PAPER, depth=26, n_embd=1024, n_head=8, accumulate=16),
 }
 """Models by their active parameters, with the paper's number of rows and its cap."""
 
@@ -138,6 +138,7 @@ def bench_throughput(size: str, repeats: int, device: torch.device) -> tuple[lis
             row |= {
                 "active_parameters": each.costs.active_parameters,
                 "total_parameters": each.costs.total_parameters,
+                "mean_rows": each.costs.mean_rows,
                 "utilisation": reached / ceiling,
                 "lookup_share": lookup / row["seconds"] if here else 0.0,
                 "projections_share": projections / row["seconds"] if here else 0.0,

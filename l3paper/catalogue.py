@@ -31,7 +31,7 @@ SMALL = {
         n_embd=384,
         sequence_len=512,
         accumulate=1,
-        num_iterations=1000,
+        num_iterations=800,
         l3_n_emb=131072,
         eval_every=100,
     ),

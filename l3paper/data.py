@@ -215,9 +215,12 @@ def require_length(stream: np.ndarray, sequence_len: int) -> None:
 def validation_batches(
     stream: np.ndarray, batch_size: int, sequence_len: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Every token of `stream` but the first as a target exactly once; -1 fills up the last rows."""
+    """Every token of `stream` but the first as a target exactly once; -1 fills up the last batch.
+
+    All batches have one shape, so that a compiled model need not compile once more for the last.
+    """
     targets_left = len(stream) - 1
-    rows = -(-targets_left // sequence_len)
+    rows = -(-targets_left // (batch_size * sequence_len)) * batch_size
     padded = np.zeros(rows * sequence_len + 1, np.int64)
     padded[: len(stream)] = stream
     inputs = torch.from_numpy(padded[:-1].reshape(rows, sequence_len))

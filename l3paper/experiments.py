@@ -41,6 +41,10 @@ LR_SCALES = (0.5, 1.0, 2.0)
 
 LR_LIMITS = (1 / 16, 16)
 
+EVERY = 500
+"""Steps from one checkpoint to the next, beside those that a signal asks for: a table with its moments
+takes seconds to write."""
+
 RATES_OF_ONE_KIND = {"table_lr": "l3", "router_lr": "moe"}
 """Settings that do nothing in models of any other kind."""
 
@@ -226,7 +230,7 @@ def recorded(config: TrainConfig, path: Path, sha256: str) -> dict:
     unfinished = cache_folder() / "unfinished" / where
     with locked(unfinished):  # another experiment may share the run, and be at it
         if not path.exists():
-            checkpoints = Checkpoints(unfinished / "run", resume=True)
+            checkpoints = Checkpoints(unfinished / "run", EVERY, resume=True)
             try:
                 record = train(config, show_progress=False, checkpoints=checkpoints).record
             except Diverged as error:

@@ -11,7 +11,7 @@ from l3paper.attention import Attention, KVCache
 from l3paper.gpt_config import GPTConfig
 from l3paper.grouped import Plan
 from l3paper.layer import rms_norm
-from l3paper.loss import linear_cross_entropy, soft_cap
+from l3paper.loss import chunk_cross_entropy, linear_cross_entropy, soft_cap
 from l3paper.moe import MoE
 from l3paper.offload import Rows
 from l3paper.optim import MuonAdamW
@@ -80,6 +80,7 @@ class GPT(nn.Module):
                 }
             )
             self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.chunk_loss = chunk_cross_entropy
         self.register_buffer("cos", None, persistent=False)
         self.register_buffer("sin", None, persistent=False)
         self.init_weights()
@@ -169,12 +170,13 @@ class GPT(nn.Module):
         return rms_norm(x)
 
     def compile_parts(self, backend: str = "inductor") -> None:
-        """From now on, run every block and every L3 layer compiled, the lookups outside the graphs.
+        """From now on, run every block, every L3 layer and the loss compiled, the lookups outside.
 
         Each size of batch is compiled by itself, since an evaluation's would slow the training's down.
         """
         for part in (*self.blocks, *self.l3_layers.values()):
             part.compile(backend=backend, dynamic=False)
+        self.chunk_loss = torch.compile(chunk_cross_entropy, backend=backend, dynamic=False)
 
     def _plans(self, idx: Tensor) -> dict[str, Plan | Rows | None]:
         """For every L3 layer, made before the first block: rows that must travel start at once."""
@@ -196,7 +198,11 @@ class GPT(nn.Module):
         hidden = self.hidden_states(idx)
         if targets is not None:
             return linear_cross_entropy(
-                hidden.flatten(0, 1), self.lm_head.weight, targets.flatten(), LOGIT_CAP
+                hidden.flatten(0, 1),
+                self.lm_head.weight,
+                targets.flatten(),
+                LOGIT_CAP,
+                chunk=self.chunk_loss,
             )
         return self.logits(hidden)
 

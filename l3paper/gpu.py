@@ -79,10 +79,10 @@ PARTS: dict[str, Part] = {
     "throughput": Part(5, lambda s: _bench("throughput", "--size", s.sizes[0])),
     "throughput-large": Part(8, lambda s: _bench("throughput", "--size", s.sizes[1])),
     "main": Part(20, _experiment("main"), resumes=True),
-    "allocation": Part(16, _experiment("allocation"), resumes=True),
-    "k_max": Part(8, _experiment("k_max"), resumes=True),
+    "allocation": Part(9, _experiment("allocation"), resumes=True),
+    "k_max": Part(5, _experiment("k_max"), resumes=True),
     "decode": Part(4, lambda s: _bench("decode", "--preset", s.preset)),
-    "decode-places": Part(4, lambda s: _bench("decode", "--preset", s.preset, "--sweep")),
+    "decode-places": Part(6, lambda s: _bench("decode", "--preset", s.preset, "--sweep")),
 }
 """In the order in which they run: what is cheap and says whether the rest is worth running first."""
 
@@ -99,12 +99,13 @@ def command_of(name: str, scale: Scale) -> list[str]:
 def run_part(name: str, scale: Scale, deadline: float, again: bool = False) -> bool:
     """Run a part until it is done or the deadline, a time of `time.monotonic`; whether it is done.
 
-    Its outcome is in `parts/NAME.json` of the scale's folder, with the command; done by another
-    command, it is not done. Raises CalledProcessError where it fails.
+    Its outcome is in `parts/NAME.json` of the scale's folder, with the command, without the folders in
+    it; done by another command, it is not done. Raises CalledProcessError where it fails.
     """
     path, part, command = _outcome(name, scale), PARTS[name], command_of(name, scale)
     before = read_record(path) if path.exists() and not again else {}
-    if before.get("command") != ["python", *command[1:]]:
+    done_as = ["python", *(Path(word).name if os.sep in word else word for word in command[1:])]
+    if before.get("command") != done_as:
         before = {"done": False, "minutes": 0.0}
     if before["done"]:
         print(f"{name}: done already, in {before['minutes']:.1f} minutes", flush=True)
@@ -130,7 +131,7 @@ def run_part(name: str, scale: Scale, deadline: float, again: bool = False) -> b
         "done": code == 0,
         "minutes": before["minutes"] + (time.monotonic() - begin) / 60,
         "predicted_minutes": part.minutes,
-        "command": ["python", *command[1:]],
+        "command": done_as,
         "environment": environment(pick_device(scale.device)),
     }
     write_record(path, outcome)
@@ -162,6 +163,54 @@ def overview(scale: Scale) -> str:
         done = "yes" if found["done"] else "no"
         rows.append((name, done, f"{part.minutes:g}", f"{found['minutes']:.1f}"))
     return markdown(rows)
+
+
+def tables(folder: Path) -> dict[str, list[Sequence[object]]]:
+    """What the benchmarks' records in `folder` say, by title: rows, the first of which is the head."""
+    found = {}
+    for name in ("throughput", "throughput-large"):
+        path = folder / f"{name}.json"
+        if path.exists():
+            record = read_record(path)
+            where = record["environment"]["device"]
+            found[f"training, {record['setting']['size']}, {where}"] = _speeds(record["results"])
+            found[f"where its time goes, {record['setting']['size']}"] = _profiles(record["profile"])
+    path = folder / "decode.json"
+    if path.exists():
+        record = read_record(path)
+        head = ["decoding", "batch", "tokens/s", "of the resident tables'"]
+        rows = [
+            [
+                row["model"],
+                row["batch"],
+                f"{row['tokens_per_second']:,.0f}",
+                f"{row['of_resident']:.0%}",
+            ]
+            for row in record["results"]
+        ]
+        found[f"decoding, {record['environment']['device']}"] = [head, *rows]
+    return found
+
+
+def _speeds(results: list[dict]) -> list[Sequence[object]]:
+    head = ["model", "active", "total", "tokens/s", "of dense", "utilisation"]
+    shares = ["lookup_share", "projections_share", "optimizer_share"]
+    rows = [[*head, "lookup", "projections", "optimizer", "peak GB"]]
+    for row in results:
+        sizes = [f"{row[name]:,.0f}" for name in ("active_parameters", "total_parameters")]
+        speed = [f"{row['tokens_per_second']:,.0f}", f"{row['speed_of_dense']:.1%}"]
+        parts = [f"{row[name]:.1%}" for name in ("utilisation", *shares)]
+        peak = "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e9:.1f}"
+        rows.append([row["model"], *sizes, *speed, *parts, peak])
+    return rows
+
+
+def _profiles(profiles: dict[str, list[dict]], longest: int = 5) -> list[Sequence[object]]:
+    rows = [["model", "operation", "calls", "share of the time"]]
+    for model, operations in profiles.items():
+        for one in operations[:longest]:
+            rows.append([model, one["operation"][:60], one["calls"], f"{one['share']:.1%}"])
+    return rows
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -221,6 +270,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             print(f"{parser.prog}: interrupted; the same command goes on from here", file=sys.stderr)
             return 130
+    for title, rows in tables(scale.folder).items():
+        print(title, markdown(rows), sep="\n", end="\n\n")
     print(overview(scale))
     return 1 if failed else UNFINISHED if unfinished else 0
 

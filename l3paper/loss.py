@@ -5,6 +5,8 @@ is known as soon as they are, so each chunk of them is made, turned into gradien
 states and of the head, and dropped: no more than a chunk ever exists.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -19,13 +21,42 @@ def soft_cap(logits: Tensor, cap: float) -> Tensor:
     return cap * torch.tanh(logits / cap)
 
 
+def chunk_cross_entropy(
+    logits: Tensor, target: Tensor, keep: Tensor, count: Tensor, cap: float, with_gradient: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The losses of a chunk, summed, and the gradient of its share of their mean by its logits.
+
+    logits (n, V), before the cap, are overwritten where they are precise; target (n, 1); keep (n, 1) is
+    True where a loss counts, and `count` is how many do in all chunks. The gradient is of the logits'
+    type.
+    """
+    dtype = logits.dtype
+    logits = logits.to(_precise(dtype))
+    capped = logits.div_(cap).tanh_()  # soft_cap(logits) / cap
+    slope = 1 - capped.square() if with_gradient else None
+    capped.mul_(cap)
+    log_z = capped.logsumexp(dim=-1, keepdim=True)  # (n, 1)
+    total = ((log_z - capped.gather(1, target)) * keep).sum()
+    if not with_gradient:
+        return total, None
+    grad = capped.sub_(log_z).exp_()  # the softmax
+    grad.scatter_add_(1, target, torch.full_like(log_z, -1.0))
+    return total, grad.mul_(slope).mul_(keep / count.to(grad.dtype)).to(dtype)
+
+
 def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, targets: Tensor, cap: float, ignore_index: int = -1
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    cap: float,
+    ignore_index: int = -1,
+    chunk: Callable = chunk_cross_entropy,
 ) -> Tensor:
     """Mean over targets of cross_entropy(soft_cap(hidden @ weight.T), targets), in nats.
 
     hidden (N, C), weight (V, C), targets (N,) -> scalar in float32 (float64 for float64 input).
-    Targets equal to `ignore_index` do not count. Gradients flow to hidden and weight, once: a
+    Targets equal to `ignore_index` do not count. `chunk` is `chunk_cross_entropy`, or that compiled.
+    Gradients flow to hidden and weight, once: a
     second derivative raises RuntimeError.
     Raises ValueError where no target counts. On an accelerator, where to ask would mean to wait for all
     that is under way, the mean of nothing is NaN.
@@ -36,12 +67,12 @@ def linear_cross_entropy(
     if targets.device.type == "cpu" and not kept.any():
         raise ValueError(f"targets are all {ignore_index} (ignored): there is nothing to average")
     with_gradient = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
-    return _LinearCrossEntropy.apply(hidden, weight, targets, kept, cap, with_gradient)
+    return _LinearCrossEntropy.apply(hidden, weight, targets, kept, cap, with_gradient, chunk)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, targets, kept, cap, with_gradient):
+    def forward(ctx, hidden, weight, targets, kept, cap, with_gradient, chunk):
         matrix = weight.to(hidden.dtype)
         total = torch.zeros((), device=hidden.device, dtype=_precise(hidden.dtype))
         count = kept.sum()
@@ -54,16 +85,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
             part = slice(start, start + step)
             keep = kept[part, None]  # (n, 1)
             target = targets[part, None].where(keep, 0)  # (n, 1)
-            logits = (hidden[part] @ matrix.T).to(total.dtype)  # (n, V)
-            capped = logits.div_(cap).tanh_()  # soft_cap(logits) / cap
-            slope = 1 - capped.square() if with_gradient else None
-            capped.mul_(cap)
-            log_z = capped.logsumexp(dim=-1, keepdim=True)  # (n, 1)
-            total += ((log_z - capped.gather(1, target)) * keep).sum()
+            logits = hidden[part] @ matrix.T  # (n, V)
+            loss, grad = chunk(logits, target, keep, count, cap, with_gradient)
+            total += loss
             if with_gradient:
-                grad = capped.sub_(log_z).exp_()  # the softmax
-                grad.scatter_add_(1, target, torch.full_like(log_z, -1.0))
-                grad = grad.mul_(slope).mul_(keep / count.to(grad.dtype)).to(hidden.dtype)
                 torch.mm(grad, matrix, out=grad_hidden[part])
                 grad_weight += grad.T @ hidden[part]
         if with_gradient:
@@ -74,7 +99,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_loss):
         grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden * grad_loss, grad_weight * grad_loss, None, None, None, None
+        return grad_hidden * grad_loss, grad_weight * grad_loss, None, None, None, None, None
 
 
 def _precise(dtype: torch.dtype) -> torch.dtype:

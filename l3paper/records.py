@@ -1,6 +1,7 @@
 """Records of runs: one JSON file a run, with all one needs to judge it and to repeat it; tables."""
 
 import json
+import os
 import platform
 import subprocess
 from collections.abc import Iterable, Sequence
@@ -15,7 +16,11 @@ RECORDS = Path(__file__).parents[1] / "figures" / "data"
 
 
 def environment(device: torch.device) -> dict[str, str | None]:
-    """What a run ran on: device, versions, and the commit of the code (None outside a checkout)."""
+    """What a run ran on: device, versions, and the commit of the code.
+
+    The commit is $L3_COMMIT, for copies of a checkout without its history; else the checkout's, or None
+    outside of one.
+    """
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {
         "device": f"{device.type}: {name}",
@@ -53,6 +58,9 @@ def _processor() -> str:
 
 
 def _commit() -> str | None:
+    if given := os.environ.get("L3_COMMIT"):
+        return given
+
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

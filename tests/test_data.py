@@ -213,9 +213,8 @@ def test_validation_covers_every_target_once(length, batch_size, sequence_len):
     assert torch.equal(targets[real], torch.arange(1, length))
     assert torch.equal(inputs[real], torch.arange(length - 1))
     assert (targets[~real] == -1).all()
-    assert (~real).sum() < sequence_len
-    assert all(part.shape == (batch_size, sequence_len) for part, _ in batches[:-1])
-    assert all(1 <= len(part) <= batch_size for part, _ in batches)
+    assert (~real).sum() < batch_size * sequence_len
+    assert all(part.shape == (batch_size, sequence_len) for batch in batches for part in batch)
 
 
 # A corpus in one file

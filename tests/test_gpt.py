@@ -84,6 +84,16 @@ def test_parts_compile_once_for_all_blocks(config):
     assert 0 < counter.frame_count == frames < 12
 
 
+def test_a_model_of_the_same_shape_takes_over_what_is_compiled():
+    counter, frames = CompileCounter(), []
+    for seed in range(3):
+        model = stir(make_model(WITH_L3))
+        model.compile_parts(counter)
+        model(*make_batch(seed)).backward()
+        frames.append(counter.frame_count)
+    assert 0 < frames[0] == frames[1] == frames[2]
+
+
 def test_compiled_parts_leave_generation_and_state_dict_alone():
     model = stir(make_model(WITH_L3))
     names, (idx, _) = list(model.state_dict()), make_batch()

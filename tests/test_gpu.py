@@ -1,6 +1,7 @@
 """The parts for a GPU: a dry run of them all on the CPU, and how they stop, go on and fail."""
 
 import os
+import re
 import sys
 import time
 
@@ -40,6 +41,7 @@ def outcome(folder, name):
 
 
 def test_dry_run_of_everything(tmp_path, capfd):
+    elsewhere, tmp_path = tmp_path / "elsewhere", tmp_path / "here"
     assert dry(tmp_path) == 0
     printed = capfd.readouterr().out
     for name, part in PARTS.items():
@@ -52,11 +54,16 @@ def test_dry_run_of_everything(tmp_path, capfd):
         record = read_record(tmp_path / "gpu" / f"{name}.json")
         assert record["results"]
         assert record["environment"]["device"].startswith("cpu")
+        assert record["seed"] == 0
+        assert name == "correctness" or re.fullmatch("[0-9a-f]{64}", record["corpus"]["sha256"])
+    for model in ("dense", "L3", "L3, two layers", "L3 offloaded"):
+        assert f"\n| {model} | " in printed
     for name in PARTS.keys() - set(BENCHES):
         assert all(
             family.runs for family in results(name, "smoke", seeds=1, folder=tmp_path / "runs").values()
         )
-    assert dry(tmp_path) == 0  # and again: nothing is left to do
+    tmp_path.rename(elsewhere)
+    assert dry(elsewhere) == 0  # and again, wherever the records lie: nothing is left to do
     assert capfd.readouterr().out.count("done already") == len(PARTS)
 
 

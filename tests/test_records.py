@@ -33,6 +33,11 @@ def test_environment_names_device_versions_and_commit():
     assert len(found) == 4
 
 
+def test_environment_takes_the_commit_that_it_is_given(monkeypatch):
+    monkeypatch.setenv("L3_COMMIT", "0123abc")
+    assert environment(torch.device("cpu"))["commit"] == "0123abc"
+
+
 def test_environment_without_git_has_no_commit(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert environment(torch.device("cpu"))["commit"] is None
