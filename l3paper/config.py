@@ -57,7 +57,9 @@ class TrainConfig:
     words: str = _option("", "a .txt file, such as WikiText-2's, to take the perplexity by the word on")
     seed: int = _option(0, "of the initialisation and the batches")
     shard: bool = _option(False, "under torchrun: divide the L3 tables among the processes by rows")
-    compile: bool = _option(False, "compile blocks and L3 layers: faster on a GPU, slow to begin")
+    compile: bool = _option(
+        False, "compile blocks, L3 layers and the loss: faster on a GPU, slow to begin"
+    )
     device: str = _option("auto", "cpu, cuda, or auto for whichever is there; CUDA runs in bfloat16")
 
     def __post_init__(self):
