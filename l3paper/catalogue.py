@@ -27,8 +27,9 @@ SMALL = {
     "gpu": replace(
         PRESETS["gpu"],
         vocab_size=16384,
-        depth=6,
-        n_embd=384,
+        depth=4,
+        n_embd=512,
+        n_head=8,
         sequence_len=512,
         accumulate=1,
         num_iterations=800,

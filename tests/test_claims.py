@@ -43,7 +43,7 @@ def test_interval_covers_the_mean_as_often_as_it_says(pairs, covered):
 
 @pytest.mark.parametrize("pairs", [0, 1, 99])
 def test_too_few_pairs_are_refused(pairs):
-    with pytest.raises(ValueError, match=f"there are {pairs} pairs; an interval needs 2 to 8"):
+    with pytest.raises(ValueError, match=f"there are {pairs} seeds; an interval needs 2 to 8"):
         paired_gain([0.0] * pairs, [1.0] * pairs)
 
 
