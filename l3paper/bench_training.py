@@ -28,7 +28,7 @@ SIZES = {
     "smoke": TrainConfig(
         vocab_size=512, depth=2, n_embd=32, sequence_len=64, batch_size=8, accumulate=2, l3_n_emb=1024
     ),
-    "100M": replace(_PAPER, depth=8, n_embd=768, n_head=6, accumulate=8),
+    "100M": replace(_PAPER, depth=8, n_embd=768, n_head=6, accumulate=4),
     "400M": replace(_PAPER, depth=26, n_embd=1024, n_head=8, accumulate=16),
 }
 """Models by their active parameters, with the paper's number of rows and its cap."""
