@@ -22,8 +22,10 @@ test: $(READY)
 	$(TEST) --nbmake notebooks
 
 # With an NVIDIA GPU: check, time and train there. PARTS="main --minutes 9" runs one part, for so long.
-gpu: $(READY)
-	$(BIN)/python -m l3paper.gpu $(PARTS)
+# GPU_PYTHON=python3 takes an interpreter that has a CUDA PyTorch already.
+GPU_PYTHON ?= $(BIN)/python
+gpu: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(READY))
+	$(GPU_PYTHON) -m l3paper.gpu $(PARTS)
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -129,7 +129,8 @@ def bench_throughput(size: str, repeats: int, device: torch.device) -> tuple[lis
     for layers, name in enumerate(("L3", "L3, two layers"), start=1):
         step = make_step(replace(base, l3_after_layers=spread(base, layers)), corpus, device)
         steps = {"dense": dense, name: step}
-        rows, medians = _side_by_side(steps, layer_jobs(step.model, step.batch[0]), repeats)
+        jobs = layer_jobs(step.model, step.batch[0], base.compile)
+        rows, medians = _side_by_side(steps, jobs, repeats)
         # Each model in the pass that the step takes `accumulate` times; the plan serves all its layers.
         lookup = base.accumulate * (layers * medians["lookup"] + medians["plan"])
         projections = base.accumulate * layers * medians["projections"]
@@ -151,8 +152,11 @@ def bench_throughput(size: str, repeats: int, device: torch.device) -> tuple[lis
     return results, profiles
 
 
-def layer_jobs(model: GPT, idx: Tensor) -> dict[str, Callable[[], None]]:
-    """A pass's plan, and for one L3 layer its lookup and its projections, forward and backward."""
+def layer_jobs(model: GPT, idx: Tensor, compiled: bool) -> dict[str, Callable[[], None]]:
+    """A pass's plan, and for one L3 layer its lookup and its projections, forward and backward.
+
+    The lookup copies the tables as autocast wants them, and adds their gradients to those of before.
+    """
     layer = next(iter(model.l3_layers.values()))
     low = torch.bfloat16 if idx.is_cuda else layer.w_mix.weight.dtype
     like = dict(device=idx.device, dtype=low, requires_grad=True)
@@ -160,17 +164,21 @@ def layer_jobs(model: GPT, idx: Tensor) -> dict[str, Callable[[], None]]:
     found = torch.randn(idx.numel(), layer.d_emb, **like)
     tables = list(dict.fromkeys(layer.tables()))
     weights = [linear.weight for linear in layer.projections()]
+    sums = [torch.zeros_like(table) for table in tables]
+    mix = torch.compile(layer.mix, dynamic=False) if compiled else layer.mix
     plan = layer.plan(idx)
 
     def lookup() -> None:
         with precision(model):
             keys, values = autocast_tables(*layer.tables())
             output = layer.lookup(query, idx.flatten(), layer.bounds, keys, values, plan)
-        torch.autograd.grad(output, [query, *tables], found.detach())
+        _, *gradients = torch.autograd.grad(output, [query, *tables], found.detach())
+        for total, gradient in zip(sums, gradients, strict=True):
+            total += gradient
 
     def projections() -> None:
         with precision(model):
-            output = layer.mix(found, query)
+            output = mix(found, query)
         torch.autograd.grad(output, [query, found, *weights], torch.ones_like(output))
 
     return {"plan": lambda: layer.plan(idx), "lookup": lookup, "projections": projections}
@@ -182,8 +190,8 @@ def profiled(job: Callable[[], None], device: torch.device) -> list[dict]:
     On CUDA, they are its kernels, and the time is the kernels' together.
     """
     job()
-    activity = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
-    with profile(activities=activity) as watch:
+    activity = ProfilerActivity.CUDA if device.type == "cuda" else ProfilerActivity.CPU
+    with profile(activities=[activity]) as watch:
         job()
         if device.type == "cuda":
             torch.cuda.synchronize()

@@ -7,6 +7,7 @@ interrupted goes on with what is missing, and its runs in flight from their last
 """
 
 import argparse
+import gc
 import hashlib
 import json
 import math
@@ -235,6 +236,7 @@ def recorded(config: TrainConfig, path: Path, sha256: str) -> dict:
                 record = train(config, show_progress=False, checkpoints=checkpoints).record
             except Diverged as error:
                 record = error.record
+            gc.collect()  # compiling leaves cycles, and they hold whole tables
             write_record(path, record)
         shutil.rmtree(unfinished, ignore_errors=True)
     record = read_run(path, config)

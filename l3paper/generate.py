@@ -55,7 +55,9 @@ def stream(
         device, cache = model.device, model.new_cache(len(prompts))
         lengths = [len(prompt) for prompt in prompts]
         longest = max(lengths)
-        idx = torch.tensor([[*p, *[0] * (longest - len(p))] for p in prompts], device=device)
+        # Filled up with the prompt's own last id, whose rows are on their way anyway.
+        padded = [[*prompt, *prompt[-1:] * (longest - len(prompt))] for prompt in map(list, prompts)]
+        idx = torch.tensor(padded, device=device)
         for _ in range(new_tokens):
             hidden = model.hidden_states(idx, cache)  # (B, T, C)
             last = torch.tensor(lengths, device=device) - 1
@@ -189,7 +191,8 @@ def _table_bytes(stores: list[RowStore]) -> int:
 
 def _print_as_it_comes(tokenizer: Tokenizer, prompt: str, steps: Iterator[list[int]]) -> None:
     print(prompt, end="", flush=True)
-    decoder = DecodeStream()  # holds back the first bytes of a character until the others are there
+    # It holds back the first bytes of a character until the others are there.
+    decoder = DecodeStream(skip_special_tokens=True)
     for (token,) in steps:
         print(decoder.step(tokenizer, token) or "", end="", flush=True)
     print()

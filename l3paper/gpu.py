@@ -195,7 +195,7 @@ def tables(folder: Path) -> dict[str, list[Sequence[object]]]:
 def _speeds(results: list[dict]) -> list[Sequence[object]]:
     head = ["model", "active", "total", "tokens/s", "of dense", "utilisation"]
     shares = ["lookup_share", "projections_share", "optimizer_share"]
-    rows = [[*head, "lookup", "projections", "optimizer", "peak GB"]]
+    rows = [[*head, "lookup", "projections", "optimizer", "GB beyond weights"]]
     for row in results:
         sizes = [f"{row[name]:,.0f}" for name in ("active_parameters", "total_parameters")]
         speed = [f"{row['tokens_per_second']:,.0f}", f"{row['speed_of_dense']:.1%}"]
@@ -281,7 +281,9 @@ def _scale(given: argparse.Namespace) -> Scale:
         raise ValueError("--dry-run needs --folder: its records are no results")
     base = TOY if given.dry_run else SCALE
     if not given.dry_run:
-        pick_device("cuda")
+        device = pick_device("cuda")
+        if environment(device)["commit"] is None:
+            raise ValueError("the commit is unknown here, and records name it: set L3_COMMIT")
     changes = {"data": given.data, "words": given.words}
     if given.folder:
         changes |= {"folder": given.folder / "gpu", "runs": given.folder / "runs"}

@@ -88,7 +88,7 @@ def make_parts(groups: Groups, n_emb: int) -> Parts:
     return Parts(order, inverse, single_positions, single_rows, slices, buckets)
 
 
-@torch.compiler.disable  # the plan reads the ids on the host; a compiled model breaks its graph here
+@torch.compiler.disable  # on a CPU the plan reads the ids; a compiled model breaks its graph here
 def grouped(
     query: Tensor,
     token_ids: Tensor,

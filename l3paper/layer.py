@@ -111,8 +111,10 @@ class L3Layer(nn.Module):
     def tables(self) -> tuple[Tensor, Tensor]:
         """(keys, values), shapes (n_emb, n_embd) and (n_emb, d_emb); one tensor twice when tied.
 
-        A layer whose rows come from a store has none.
+        Raises ValueError for a layer whose rows come from a store, which has none.
         """
+        if self.store is not None:
+            raise ValueError("the layer's rows come from a store; it has no tables of its own")
         return (self.kv_weight,) * 2 if self.tie_kv else (self.k_weight, self.v_weight)
 
     def set_bounds(self, bounds: Tensor) -> None:

@@ -38,7 +38,8 @@ def streams(model: GPT, idx: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         if str(i) in model.l3_layers:
             hooks.append(model.l3_layers[str(i)].register_forward_hook(note_l3(i)))
     try:
-        final = model.hidden_states(idx.to(model.device))
+        with torch.compiler.set_stance("force_eager"):  # compiled blocks would not see new hooks
+            final = model.hidden_states(idx.to(model.device))
     finally:
         for hook in hooks:
             hook.remove()

@@ -56,8 +56,7 @@ def linear_cross_entropy(
 
     hidden (N, C), weight (V, C), targets (N,) -> scalar in float32 (float64 for float64 input).
     Targets equal to `ignore_index` do not count. `chunk` is `chunk_cross_entropy`, or that compiled.
-    Gradients flow to hidden and weight, once: a
-    second derivative raises RuntimeError.
+    Gradients flow to hidden and weight, once: a second derivative raises RuntimeError.
     Raises ValueError where no target counts. On an accelerator, where to ask would mean to wait for all
     that is under way, the mean of nothing is NaN.
     """

@@ -73,7 +73,8 @@ class MoE(nn.Module):
         logits = self._router_logits(flat)  # (N, E)
         probabilities = logits.softmax(dim=-1)
         weights, chosen = probabilities.topk(self.experts_per_token, dim=-1)  # (N, k)
-        count = chosen.flatten().bincount(minlength=len(self.c_fc))  # (E,)
+        experts = torch.arange(len(self.c_fc), device=x.device)
+        count = (chosen.flatten()[:, None] == experts).sum(dim=0)  # (E,)
         self.load = count.to(logits.dtype) / chosen.numel()
         if dist.is_initialized():  # even over the positions of all processes
             dist.all_reduce(self.load)
@@ -97,16 +98,15 @@ class MoE(nn.Module):
         parts = zip(x.split(count.tolist()), self.c_fc, self.c_proj, strict=True)
         # An expert without a position stays out and gets no gradient, so that the optimizer passes it
         # over: Muon would make a full step of a zero gradient and its old momentum.
-        out = torch.cat(
-            [
-                F.linear(F.linear(part, fc).relu().square(), proj)
-                for part, fc, proj in parts
-                if len(part)
-            ]
-        )
+        out = torch.cat([_expert(part, fc, proj) for part, fc, proj in parts if len(part)])
         out = out * weights.flatten()[order, None].to(out.dtype)  # (N * k, C)
         return torch.zeros_like(flat, dtype=out.dtype).index_add(0, position, out)  # (N, C)
 
     def __getstate__(self) -> dict:
         """For copies and pickles, which cannot hold the graph behind `auxiliary`."""
         return super().__getstate__() | {"auxiliary": None}
+
+
+def _expert(x: Tensor, fc: Tensor, proj: Tensor) -> Tensor:
+    hidden = F.linear(x, fc).relu()
+    return F.linear(hidden * hidden, proj)  # in autocast's type, which square() would leave

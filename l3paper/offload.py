@@ -4,8 +4,8 @@ The rows a layer needs depend on the token ids alone, so their copy starts befor
 is awaited where the layer stands. `offload_tables` keeps whole tables in CPU memory; a `FileTable`
 stays on disk, and only the rows that are needed are ever read.
 
-Files are read, not memory-mapped: a mapped page brings its neighbours along, and a process that had
-mapped a table and used one row in five hundred was seen to hold all of it.
+Files are read, not memory-mapped, so that a process holds the rows that it reads and nothing around
+them. On CUDA the rows are gathered on the CPU first; their transfer then runs beside the blocks.
 """
 
 from collections.abc import Sequence

@@ -52,6 +52,16 @@ def test_streams_are_those_of_the_forward_pass():
     assert not model.blocks[0]._forward_hooks
 
 
+def test_streams_of_a_compiled_model_are_those_of_this_call():
+    model = make_model()
+    expected = [streams(model, idx)[0] for idx in (IDS, IDS.flip(0))]
+    model.compile_parts("eager")
+    for _ in range(2):
+        model(IDS, IDS)
+        for idx, wanted in zip((IDS, IDS.flip(0)), expected, strict=True):
+            torch.testing.assert_close(streams(model, idx)[0], wanted)
+
+
 def test_untrained_lens_is_the_logit_lens():
     model = make_model()
     found, _ = streams(model, IDS)

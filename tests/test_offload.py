@@ -101,6 +101,8 @@ def test_a_layer_served_from_a_store_equals_itself(lookup, tie_kv):
     assert not set(layer.state_dict()) & {"kv_weight", "k_weight", "v_weight"}
     with pytest.raises(ValueError, match="token_ids span"):
         layer(x, ids + 1)
+    with pytest.raises(ValueError, match="come from a store"):
+        offload_tables(model, "cpu")
 
 
 def test_bytes_read_are_those_that_accounting_predicts():
