@@ -200,8 +200,7 @@ def _speeds(results: list[dict]) -> list[Sequence[object]]:
         sizes = [f"{row[name]:,.0f}" for name in ("active_parameters", "total_parameters")]
         speed = [f"{row['tokens_per_second']:,.0f}", f"{row['speed_of_dense']:.1%}"]
         parts = [f"{row[name]:.1%}" for name in ("utilisation", *shares)]
-        peak = "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e9:.1f}"
-        rows.append([row["model"], *sizes, *speed, *parts, peak])
+        rows.append([row["model"], *sizes, *speed, *parts, f"{row['peak_bytes'] / 1e9:.1f}"])
     return rows
 
 
