@@ -5,7 +5,7 @@ a search chose. Families that are equal in two experiments are trained once.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from l3paper.config import PRESETS, TrainConfig
 
@@ -56,6 +56,7 @@ class Experiment:
     """Of the paper; or that the paper has none."""
     families: Callable[[TrainConfig], dict[str, dict]]
     """What each family changes in the preset's configuration. The first is what others are held to."""
+    presets: dict[str, TrainConfig] = field(default_factory=lambda: SMALL)
     seeds: int = 3
     shared_search: bool = False
     """Whether variations of one model take the learning rate found for that model, unchanged.
@@ -65,14 +66,14 @@ class Experiment:
 
     def configs(self, preset: str, data: str) -> dict[str, TrainConfig]:
         """The configuration of every family, at seed 0 and the learning rates as they are."""
-        base = replace(SMALL[preset], data=data)
+        base = replace(self.presets[preset], data=data)
         return {name: replace(base, **changes) for name, changes in self.families(base).items()}
 
     def searched(self, config: TrainConfig, preset: str) -> TrainConfig:
         """The configuration whose search gives `config`, a family's, its learning rate."""
         if not self.shared_search:
             return config
-        base = replace(SMALL[preset], data=config.data, stand_in=config.stand_in)
+        base = replace(self.presets[preset], data=config.data, stand_in=config.stand_in)
         return replace(base, **DENSE) if config.kind == "dense" else base
 
 
