@@ -263,6 +263,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(str(error))
     torch.manual_seed(SEED)
     setting, more, wrong = asdict(SETTINGS[given.setting]), {}, False
+    data_bytes = None
     if given.what == "lookup":
         setting["dtype"] = given.dtype
         dtype = getattr(torch, given.dtype)
@@ -275,6 +276,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             configs = EXPERIMENTS[given.experiment].configs(given.preset, "stdlib")
         else:
             configs = without_and_with(PRESETS[given.preset])
+        data_bytes = next(iter(configs.values())).data_bytes
         results = bench_train_step(configs, given.repeats, device)
     elif given.what == "throughput":
         setting = {"size": given.size} | asdict(SIZES[given.size])
@@ -291,7 +293,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.json:
         record = {"bench": given.what, "setting": setting, "seed": SEED, "results": results, **more}
         if given.what != "correctness":
-            record["corpus"] = {"name": "stdlib", "sha256": fingerprint(read_documents())}
+            record["corpus"] = {
+                "name": "stdlib",
+                "sha256": fingerprint(read_documents(max_bytes=data_bytes)),
+            }
         write_record(given.json, record | {"environment": environment(device)})
     return int(wrong)
 

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from l3paper.accounting import predicted_bytes
+from l3paper.build import build_model
 from l3paper.checkpoint import TABLES, load_model, save_model
 from l3paper.config import PRESETS
 from l3paper.data import TokenizedCorpus, load_corpus
 from l3paper.device import precision
 from l3paper.gpt import GPT
 from l3paper.timing import interleaved_medians
-from l3paper.train import build_model
 
 BATCHES = (1, 8, 64, 300)
 

@@ -10,6 +10,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from l3paper.accounting import Accounting
+from l3paper.build import build_model
 from l3paper.catalogue import DENSE, spread
 from l3paper.config import TrainConfig
 from l3paper.data import TokenizedCorpus, load_corpus, training_batch
@@ -19,7 +20,6 @@ from l3paper.gpt import GPT
 from l3paper.layer import autocast_tables
 from l3paper.optim import MuonAdamW
 from l3paper.timing import interleaved_medians, peak_bytes, product_speed
-from l3paper.train import build_model
 
 _PAPER = TrainConfig(
     vocab_size=32768, sequence_len=1024, batch_size=256, l3_n_emb=710_000, l3_k_max=512, compile=True

@@ -51,6 +51,10 @@ class TokenizedCorpus:
         return self.tokenizer.get_vocab_size()
 
     @cached_property
+    def tokenizer_sha256(self) -> str:
+        return hashlib.sha256(self.tokenizer.to_str().encode()).hexdigest()
+
+    @cached_property
     def token_bytes(self) -> np.ndarray:
         """Bytes of text behind every token, shape (vocab_size,)."""
         return token_bytes(self.tokenizer)

@@ -1,7 +1,6 @@
 """Train a GPT, dense or with L3 layers: `python -m l3paper.train --help`."""
 
 import argparse
-import hashlib
 import math
 import signal
 import statistics
@@ -13,14 +12,8 @@ from pathlib import Path
 
 import torch
 
-from l3paper.accounting import (
-    STAND_INS,
-    Accounting,
-    account,
-    exchanged_bytes,
-    weighted_mean_rows,
-)
-from l3paper.allocation import ALLOCATIONS, allocation_to_bounds
+from l3paper.accounting import Accounting, exchanged_bytes
+from l3paper.build import build_model, compile_model
 from l3paper.checkpoint import require_place, save_model
 from l3paper.config import TrainConfig, add_flags, from_flags
 from l3paper.data import (
@@ -35,7 +28,6 @@ from l3paper.evaluation import read_words, word_perplexity
 from l3paper.files import cache_folder, require_writable
 from l3paper.generate import generate
 from l3paper.gpt import GPT
-from l3paper.gpt_config import GPTConfig
 from l3paper.records import environment, write_record
 from l3paper.resume import (
     Checkpoints,
@@ -84,7 +76,7 @@ def train(
         model, costs = build_model(config, corpus)
         model.to(device)
         if config.compile:
-            _compile(model)
+            compile_model(model)
         forward = parallel(model, group, config.shard)
         optimizer = model.setup_optimizer(table_lr=config.table_lr, router_lr=config.router_lr)
         folder = RunFolder(checkpoints, _identity(config, corpus)) if checkpoints else None
@@ -161,51 +153,8 @@ _PASSING = ("device", "words", "shard", "compile")
 def _identity(config: TrainConfig, corpus: TokenizedCorpus) -> dict:
     """What a checkpoint must share with the run that goes on from it."""
     settings = asdict(config) | {"data": corpus_name(config.data), "corpus": corpus.sha256}
-    settings["tokenizer"] = _tokenizer_sum(corpus)
+    settings["tokenizer"] = corpus.tokenizer_sha256
     return {name: value for name, value in settings.items() if name not in _PASSING}
-
-
-def _tokenizer_sum(corpus: TokenizedCorpus) -> str:
-    return hashlib.sha256(corpus.tokenizer.to_str().encode()).hexdigest()
-
-
-def build_model(config: TrainConfig, corpus: TokenizedCorpus) -> tuple[GPT, Accounting]:
-    """A fresh model, its L3 layers allocated from the training text, and its costs."""
-    wanted = config.model_config()
-    if not wanted.l3_blocks:
-        return GPT(wanted), account(wanted)
-    alloc = _allocation(config.l3_allocation, wanted, corpus)
-    mean_rows = weighted_mean_rows(alloc, corpus.token_counts)
-    if config.stand_in:
-        model = GPT(STAND_INS[config.stand_in](wanted, mean_rows))
-        return model, account(model.config)
-    model = GPT(wanted)
-    model.set_l3_bounds(allocation_to_bounds(alloc))
-    return model, account(wanted, mean_rows)
-
-
-_allocations: dict[tuple, list[int]] = {}
-
-
-def _allocation(rule: str, wanted: GPTConfig, corpus: TokenizedCorpus) -> list[int]:
-    """Rows of every token; kept for the next run, as the scan of a large text takes its time."""
-    key = rule, wanted.l3_n_emb, wanted.l3_k_max, corpus.sha256, _tokenizer_sum(corpus)
-    if key not in _allocations:
-        settings = corpus.documents(), corpus.vocab_size, wanted.l3_n_emb, wanted.l3_k_max
-        _allocations[key] = ALLOCATIONS[rule](*settings)
-    return _allocations[key]
-
-
-_compiled: GPTConfig | None = None
-
-
-def _compile(model: GPT) -> None:
-    """A model of the shape of the one before takes over what that one had compiled."""
-    global _compiled
-    if model.config != _compiled:
-        torch.compiler.reset()  # what other shapes compiled would count towards the limit
-        _compiled = model.config
-    model.compile_parts()
 
 
 def sample_text(model: GPT, corpus: TokenizedCorpus, new_tokens: int) -> str:

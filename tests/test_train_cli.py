@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from l3paper import GPT, batches
+from l3paper import build as build_module
 from l3paper import steps as steps_module
-from l3paper import train as train_module
 from l3paper.checkpoint import load_model
 from l3paper.config import PRESETS, TrainConfig, add_flags, from_flags, preset_name
 from l3paper.corpus import read_documents, split_documents
@@ -112,18 +112,18 @@ def test_compiled_run_equals_the_run(tiny, run_of, monkeypatch):
 
 
 def test_runs_of_one_process_share_the_scan_of_their_text(tiny, monkeypatch):
-    scans, allocate = [], train_module.ALLOCATIONS["lzw"]
-    monkeypatch.setattr(train_module, "_allocations", {})
+    scans, allocate = [], build_module.ALLOCATIONS["lzw"]
+    monkeypatch.setattr(build_module, "_allocations", {})
     monkeypatch.setitem(
-        train_module.ALLOCATIONS, "lzw", lambda *settings: scans.append(1) or allocate(*settings)
+        build_module.ALLOCATIONS, "lzw", lambda *settings: scans.append(1) or allocate(*settings)
     )
     config = tiny("l3 tied")
     corpus = load_corpus(config.data, config.vocab_size)
-    first, again = (train_module.build_model(config, corpus)[0] for _ in range(2))
+    first, again = (build_module.build_model(config, corpus)[0] for _ in range(2))
     assert torch.equal(*(next(iter(m.l3_layers.values())).bounds for m in (first, again)))
     assert len(scans) == 1
     rows = config.model_config().l3_n_emb + 1
-    train_module.build_model(replace(config, l3_n_emb=rows), corpus)
+    build_module.build_model(replace(config, l3_n_emb=rows), corpus)
     assert len(scans) == 2
 
 
