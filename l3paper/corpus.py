@@ -1,11 +1,12 @@
 """Text in: documents from the standard library, from files, or streamed from a dataset hub.
 
-A document is a name and a text. The name decides on which side of the train/validation split the
-document falls, so the split is the same on every machine and does not move when documents are added.
+A document is a name and a text. A hash of the names decides which documents are held out, so the
+split of a text is the same on every machine.
 """
 
 import hashlib
 import json
+import re
 import sysconfig
 from collections.abc import Iterable, Iterator
 from itertools import chain, count
@@ -18,10 +19,10 @@ SEPARATOR = "<|endoftext|>"
 MAX_LINE = 2**24
 """Bytes. A line is held in memory whole, and may be one word to the tokenizer: there must be an end."""
 
-VALIDATION_PERCENT = 5
 _SUFFIXES = (".txt", ".jsonl", ".parquet")
 _LEFT_OUT = {"test", "tests", "idle_test", "lib2to3", "site-packages", "dist-packages"}
 _LEFT_OUT |= {"pydoc_data"}  # generated, and one of its files is as long as all validation documents
+_GENERATED = re.compile(r"\bgenerated\b", re.IGNORECASE)
 
 
 class Document(NamedTuple):
@@ -33,7 +34,8 @@ def read_documents(source: str = "stdlib", max_bytes: int | None = None) -> list
     """All documents of `source`, empty ones left out, in a fixed order.
 
     `source` is one of
-        "stdlib"            the source files of Python's standard library, without its tests
+        "stdlib"            the source files of Python's standard library, without its tests and
+                            generated files, in the order of a hash of their names
         a path              a .txt, .jsonl (field "text") or .parquet (column "text") file, or a
                             folder of such files
         "hf:NAME[:CONFIG]"  the column "text" of a dataset's split "train", streamed
@@ -69,33 +71,43 @@ def fingerprint(documents: Iterable[Document]) -> str:
 
 
 def split_documents(documents: list[Document]) -> tuple[list[Document], list[Document]]:
-    """Divide into (train, validation): one document in twenty validates, chosen by its name's hash.
+    """Divide into (train, validation): a twentieth of the text, give or take a hundredth, is held out.
 
-    A corpus too small for that still gets both sides: where the hash leaves one empty, the document
-    with the smallest hash validates; a single document is cut at a line end near its 95th percent.
-    Raises ValueError for a single document without a line end to cut at.
+    Both sides are in the order of a hash of their names. In that order, documents are held out until
+    they are a twentieth of the text; one that would take that side past 6 % stays in training. Where
+    all that are left are so long that less than 4 % is held out, the first of them loses its end to
+    that side. Raises ValueError for a text too short to divide.
     """
-    if len(documents) == 1:
-        return _cut(documents[0])
-    hashes = [_name_hash(document.name) for document in documents]
-    limit = max(2**64 * VALIDATION_PERCENT // 100, min(hashes) + 1)
-    validation = [d for d, h in zip(documents, hashes, strict=True) if h < limit]
-    train = [d for d, h in zip(documents, hashes, strict=True) if h >= limit]
-    if not train:
-        return validation[1:], validation[:1]
+    total = sum(len(document.text) for document in documents)
+    by_hash = sorted(documents, key=lambda document: _name_hash("split", document.name))
+    train, validation, size = [], [], 0
+    for document in by_hash:
+        if size < 0.05 * total and size + len(document.text) <= 0.06 * total:
+            validation.append(document)
+            size += len(document.text)
+        else:
+            train.append(document)
+    if size < 0.04 * total:
+        missing = max(1, round(0.05 * total) - size)
+        place = next((i for i, d in enumerate(train) if len(d.text) > missing), None)
+        if place is None:
+            raise ValueError(f"the text has {total} characters; that is too short to hold out a part")
+        train[place], end = _cut(train[place], missing)
+        validation.append(end)
     return train, validation
 
 
-def _name_hash(name: str) -> int:
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
-
-
-def _cut(document: Document) -> tuple[list[Document], list[Document]]:
+def _cut(document: Document, missing: int) -> tuple[Document, Document]:
+    """Cut off about `missing` characters: at the nearest line end before, where there is one nearby."""
     name, text = document
-    place = text.rfind("\n", 0, len(text) * (100 - VALIDATION_PERCENT) // 100) + 1
-    if place == 0:
-        raise ValueError(f"document {name!r} is the only one and has no line end to split it at")
-    return [Document(name, text[:place])], [Document(f"{name} (end)", text[place:])]
+    place = len(text) - missing
+    place = text.rfind("\n", max(0, place - missing // 5), place) + 1 or place
+    return Document(name, text[:place]), Document(f"{name} (end)", text[place:])
+
+
+def _name_hash(purpose: str, name: str) -> bytes:
+    """A digest to sort names by, in another order for every purpose."""
+    return hashlib.sha256(f"{purpose} {name}".encode(errors="surrogateescape")).digest()
 
 
 def _first_bytes(documents: Iterable[Document], max_bytes: int | None) -> Iterator[Document]:
@@ -112,11 +124,18 @@ def _first_bytes(documents: Iterable[Document], max_bytes: int | None) -> Iterat
 
 
 def _standard_library() -> Iterator[Document]:
+    """In the order of a hash of the names, so that the first bytes are a fair sample of the whole.
+
+    Generated files, which say so in their first lines, depend on how this Python was built.
+    """
     root = Path(sysconfig.get_path("stdlib"))
-    for path in sorted(root.rglob("*.py")):
-        name = path.relative_to(root)
-        if not _LEFT_OUT.intersection(name.parts):
-            yield Document(name.as_posix(), read_text(path))
+    names = [path.relative_to(root) for path in root.rglob("*.py")]
+    for name in sorted(names, key=lambda name: _name_hash("order", name.as_posix())):
+        if _LEFT_OUT.intersection(name.parts) or name.parts[0].startswith("config-"):
+            continue
+        text = read_text(root / name)
+        if not _GENERATED.search("".join(text.splitlines(keepends=True)[:3])):
+            yield Document(name.as_posix(), text)
 
 
 def _path(root: Path) -> Iterator[Document]:

@@ -32,7 +32,7 @@ from l3paper.tokenizer import (
     train_tokenizer,
 )
 
-_FORMAT = 1  # of the cache; a higher number leaves older folders unused
+_FORMAT = 2  # of the cache; a higher number leaves older folders unused
 _STREAMS = ("train", "validation")
 
 

@@ -1,4 +1,7 @@
-"""Where models compute, and how precisely."""
+"""Where models compute, how precisely, and what is never compiled."""
+
+from collections.abc import Callable
+from functools import wraps
 
 import torch
 from torch import nn
@@ -17,3 +20,19 @@ def precision(model: nn.Module) -> torch.autocast:
     """The context a model computes in: bfloat16 on CUDA, its own precision elsewhere."""
     kind = model.device.type
     return torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda")
+
+
+def eager(function: Callable) -> Callable:
+    """Break the graph of a compiled model at this function, as `torch.compiler.disable` does.
+
+    That decorator imports the compiler at once, most of a second even for a program that compiles
+    nothing. This one waits until a compiled model calls the function.
+    """
+
+    @wraps(function)
+    def call(*arguments, **options):
+        if torch.compiler.is_compiling():
+            return torch.compiler.disable(function)(*arguments, **options)
+        return function(*arguments, **options)
+
+    return call

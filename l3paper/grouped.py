@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import embedding  # gathers rows several times faster than x[index]
 
+from l3paper.device import eager
 from l3paper.groups import Groups, group_by_token
 from l3paper.kernels import attend, available
 from l3paper.tiles import Tiles, make_tiles
@@ -88,7 +89,7 @@ def make_parts(groups: Groups, n_emb: int) -> Parts:
     return Parts(order, inverse, single_positions, single_rows, slices, buckets)
 
 
-@torch.compiler.disable  # on a CPU the plan reads the ids; a compiled model breaks its graph here
+@eager  # on a CPU the plan reads the ids; a compiled model breaks its graph here
 def grouped(
     query: Tensor,
     token_ids: Tensor,

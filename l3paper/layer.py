@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from l3paper.device import eager
 from l3paper.grouped import Plan, grouped, make_plan
 from l3paper.lookup import LOOKUPS, Lookup, padded
 from l3paper.offload import Rows, RowStore
@@ -138,7 +139,7 @@ class L3Layer(nn.Module):
         """Of the parameters that hold keys and values."""
         return ("kv_weight",) if self.tie_kv else ("k_weight", "v_weight")
 
-    @torch.compiler.disable
+    @eager
     def plan(self, token_ids: Tensor) -> Plan | Rows | None:
         """What the layer needs to know of these ids (...), for all layers with the same bounds_id.
 

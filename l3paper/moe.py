@@ -10,6 +10,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from l3paper.device import eager
+
 BALANCE_WEIGHT = 0.01
 """Of the load balancing loss (Fedus et al. 2021, arXiv:2101.03961; OLMoE, arXiv:2409.02060)."""
 
@@ -90,7 +92,7 @@ class MoE(nn.Module):
             precise = torch.promote_types(self.router.weight.dtype, torch.float32)
             return F.linear(flat.to(precise), self.router.weight.to(precise))
 
-    @torch.compiler.disable  # the loop runs over sizes that differ from batch to batch
+    @eager  # the loop runs over sizes that differ from batch to batch
     def _mix(self, flat: Tensor, weights: Tensor, chosen: Tensor, count: Tensor) -> Tensor:
         order = chosen.flatten().argsort(stable=True)  # (N * k,)
         position = order // self.experts_per_token

@@ -16,8 +16,8 @@ TEXTS = ["first\nstory\n", "zweite Geschichte: süß", "第三"]
 
 documents_of = st.lists(st.builds(Document, st.text(max_size=8), st.text(max_size=8)), min_size=2)
 HUNDRED = [Document(f"file{i}.txt#0", f"text {i}") for i in range(100)]
-VALIDATING = ["file1.txt#0", "file33.txt#0", "file40.txt#0", "file88.txt#0"]
-"""Those of them whose name's SHA-256 begins below a twentieth of its range: the same everywhere."""
+VALIDATING = [f"file{i}.txt#0" for i in (91, 19, 3, 8, 18, 4)]
+"""Those of them whose names have the smallest hashes: the same everywhere."""
 
 
 def jsonl(rows):
@@ -206,51 +206,65 @@ def test_fingerprints_are_equal_exactly_for_equal_documents(one, other):
     assert (fingerprint(one) == fingerprint(other)) == (one == other)
 
 
-@given(documents_of)
-def test_split_loses_nothing_and_leaves_no_side_empty(documents):
+def pieces(documents):
+    """(name, text) of every document, those that were cut put together again."""
+    whole = [d for d in documents if not d.name.endswith(" (end)")]
+    ends = [(d.name.removesuffix(" (end)"), d.text) for d in documents if d not in whole]
+    for name, end in ends:
+        place = next(i for i, d in enumerate(whole) if d.name == name)
+        whole[place] = Document(name, whole[place].text + end)
+    return sorted(whole)
+
+
+@given(
+    st.lists(st.builds(Document, st.uuids().map(str), st.text(min_size=50, max_size=5000)), min_size=1)
+)
+@example([Document("book", "no line end")])
+@example([Document("book", "".join(f"line {i:02}\n" for i in range(100)))])
+@example([Document(str(i), "text " * 3**i) for i in range(10)])
+@example([Document("a", "1" * 1000), Document("b", "2" * 1000)])
+def test_split_holds_out_a_twentieth_of_the_text_and_loses_nothing(documents):
     train, validation = split_documents(documents)
+    assert pieces(train + validation) == sorted(documents)
+    total = sum(len(d.text) for d in documents)
+    held_out = sum(len(d.text) for d in validation)
+    assert 0.04 * total - 1 <= held_out <= 0.06 * total + 1
     assert train
     assert validation
-    assert sorted(train + validation) == sorted(documents)
 
 
-def test_split_takes_one_in_twenty_by_hash_alone():
-    train, validation = split_documents(HUNDRED)
-    assert [document.name for document in validation] == VALIDATING
-    assert train == [document for document in HUNDRED if document not in validation]
-    thousands = [Document(f"name {i}", "") for i in range(4000)]
-    assert 0.04 < len(split_documents(thousands)[1]) / 4000 < 0.06
+def test_split_depends_on_names_alone_and_not_on_their_order():
+    sides = [{d.name for d in side} for side in split_documents(HUNDRED)]
+    assert [{d.name for d in side} for side in split_documents(HUNDRED[::-1])] == sides
+    assert sides[1] == set(VALIDATING)
 
 
-@given(st.lists(st.builds(Document, st.text(max_size=8), st.just("new")), max_size=20))
-def test_split_is_stable_when_documents_are_added(added):
-    train, validation = split_documents(HUNDRED)
-    larger_train, larger_validation = split_documents(added + HUNDRED)
-    assert set(train) <= set(larger_train)
-    assert set(validation) <= set(larger_validation)
+def test_a_long_document_is_cut_at_a_line_end():
+    [train], [validation] = split_documents([Document("book", "ten bytes\n" * 100)])
+    assert train.text == "ten bytes\n" * 95
+    assert validation == Document("book (end)", "ten bytes\n" * 5)
 
 
-def test_split_of_few_documents_validates_on_the_smallest_hash():
-    few = [document for document in HUNDRED if document.name not in VALIDATING][:4]
-    train, validation = split_documents(few)
-    assert [document.name for document in validation] == ["file3.txt#0"]
-    assert len(train) == 3
+def test_a_text_too_short_to_divide_is_refused():
+    with pytest.raises(ValueError, match="the text has 2 characters; that is too short"):
+        split_documents([Document("a", "1"), Document("b", "2")])
 
 
-@given(st.text(alphabet="ab\né", min_size=2))
-@example("".join(f"line {i:02}\n" for i in range(100)))
-def test_single_document_is_cut_at_the_last_line_end_before_95_percent(text):
-    limit = len(text) * 95 // 100
-    assume("\n" in text[:limit])
-    [train], [validation] = split_documents([Document("book", text)])
-    assert train.text + validation.text == text
-    assert train.text.endswith("\n")
-    assert len(train.text) <= limit
-    assert "\n" not in validation.text[: limit - len(train.text)]
-    assert validation.text
-    assert train.name != validation.name
+def test_the_first_bytes_of_the_standard_library_are_a_sample_of_all_of_it():
+    documents = read_documents("stdlib", 800_000)
+    initials = [document.name[0] for document in documents]
+    assert max(initials.count(letter) for letter in set(initials)) < len(initials) / 2
+    assert documents[:-1] == read_documents()[: len(documents) - 1]
 
 
-def test_single_document_of_one_line_is_refused():
-    with pytest.raises(ValueError, match="'book' is the only one and has no line end"):
-        split_documents([Document("book", "no line end but the last\n")])
+def test_generated_files_are_left_out(tmp_path, monkeypatch):
+    (tmp_path / "config-3").mkdir()
+    for name, text in {
+        "_sysconfigdata__linux.py": "# system configuration generated and used by sysconfig\n",
+        "tables.py": '"""Codec.\n\nAuto-Generated from a table."""\n',
+        "config-3/python-config.py": "x = 1\n",
+        "written.py": "a = 1\n" * 9 + "# generated\n",
+    }.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr("sysconfig.get_path", lambda _: str(tmp_path))
+    assert [document.name for document in read_documents()] == ["written.py"]
