@@ -11,12 +11,12 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 from torch import Tensor
 
-from l3paper.accounting import predicted_bytes
-from l3paper.checkpoint import TABLES, load_model
-from l3paper.device import pick_device, precision
+from l3paper.checkpoints.model import TABLES, load_model
+from l3paper.costs.accounting import predicted_bytes
+from l3paper.data.tokenizer import END_OF_TEXT_ID
 from l3paper.gpt import GPT
-from l3paper.offload import RowStore
-from l3paper.tokenizer import END_OF_TEXT_ID
+from l3paper.lookup.offload import RowStore
+from l3paper.parts.device import pick_device, precision
 
 LEAST = 1e-6
 """Of a temperature above 0, and of a chance: what is smaller does not survive float32."""

@@ -7,15 +7,15 @@ head untied, grouped-query attention, soft-capped logits, no biases.
 import torch
 from torch import Tensor, nn
 
-from l3paper.attention import Attention, KVCache
-from l3paper.gpt_config import GPTConfig
-from l3paper.grouped import Plan
 from l3paper.layer import rms_norm
-from l3paper.loss import chunk_cross_entropy, linear_cross_entropy, soft_cap
-from l3paper.moe import MoE
-from l3paper.offload import Rows
-from l3paper.optim import MuonAdamW
-from l3paper.variants import VARIANTS
+from l3paper.lookup.grouped import Plan
+from l3paper.lookup.offload import Rows
+from l3paper.parts.attention import Attention, KVCache
+from l3paper.parts.gpt_config import GPTConfig
+from l3paper.parts.loss import chunk_cross_entropy, linear_cross_entropy, soft_cap
+from l3paper.parts.moe import MoE
+from l3paper.parts.optimizer import MuonAdamW
+from l3paper.parts.variants import VARIANTS
 
 LOGIT_CAP = 15.0
 ROTARY_BASE = 10_000.0
@@ -214,7 +214,7 @@ class GPT(nn.Module):
     def auxiliary_loss(self) -> Tensor:
         """What the experts of all blocks add to the loss for the last forward pass: a scalar.
 
-        It keeps the experts' load even; see `l3paper.moe.MoE`. Zero for a model without experts.
+        It keeps the experts' load even; see `l3paper.parts.moe.MoE`. Zero for a model without experts.
         Raises ValueError where a model with experts has seen no forward pass.
         """
         if not self.config.n_experts:

@@ -17,9 +17,9 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from l3paper.device import pick_device
-from l3paper.experiments import RUNS
+from l3paper.experiments.runs import RUNS
 from l3paper.files import require_writable
+from l3paper.parts.device import pick_device
 from l3paper.records import RECORDS, environment, markdown, read_record, write_record
 
 UNFINISHED = 75

@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from l3paper.device import eager
-from l3paper.grouped import Plan, grouped, make_plan
-from l3paper.lookup import LOOKUPS, Lookup, padded
-from l3paper.offload import Rows, RowStore
+from l3paper.lookup.grouped import Plan, grouped, make_plan
+from l3paper.lookup.offload import Rows, RowStore
+from l3paper.lookup.reference import LOOKUPS, Lookup, padded
+from l3paper.parts.device import eager
 
 FEW = 2**18
 """Numbers, padding included, that may be gathered to look a few positions up without grouping them.
@@ -50,7 +50,7 @@ class L3Layer(nn.Module):
         d_up: width after the up-projection.
         tie_kv: one table serves as keys and values; d_emb is then n_embd.
         d_emb: width of a value row when untied; n_embd by default.
-        lookup: a name in `l3paper.lookup.LOOKUPS`, or a function with that signature.
+        lookup: a name in `l3paper.lookup.reference.LOOKUPS`, or a function with that signature.
 
     `set_bounds` must give every token its rows before the first forward pass. A state dict carries
     the bounds, so a layer that loads one needs no set_bounds. `bounds_id` is equal for equal bounds.
@@ -184,7 +184,7 @@ class L3Layer(nn.Module):
         found = lookup(query, token_ids.flatten(), bounds, *tables)  # (N, d_emb)
         return self.mix(found.view(*x.shape[:-1], self.d_emb), x)  # (..., n_embd)
 
-    # The three parts that l3paper.variants change:
+    # The three parts that l3paper.parts.variants change:
 
     def query(self, x: Tensor) -> Tensor:
         """x (..., n_embd) to the vectors that meet the keys, of the same shape."""

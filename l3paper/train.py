@@ -12,24 +12,8 @@ from pathlib import Path
 
 import torch
 
-from l3paper.accounting import Accounting, exchanged_bytes
-from l3paper.build import build_model, compile_model
-from l3paper.checkpoint import require_place, save_model
-from l3paper.config import TrainConfig, add_flags, from_flags
-from l3paper.data import (
-    TokenizedCorpus,
-    corpus_name,
-    load_corpus,
-    require_length,
-)
-from l3paper.device import precision
-from l3paper.distributed import joined, parallel, speaks, whole
-from l3paper.evaluation import read_words, word_perplexity
-from l3paper.files import cache_folder, require_writable
-from l3paper.generate import generate
-from l3paper.gpt import GPT
-from l3paper.records import environment, write_record
-from l3paper.resume import (
+from l3paper.checkpoints.model import require_place, save_model
+from l3paper.checkpoints.run import (
     Checkpoints,
     Interrupted,
     Progress,
@@ -37,7 +21,23 @@ from l3paper.resume import (
     raised_signals,
     run_folder,
 )
-from l3paper.steps import Diverged, Training, tokens_a_step, train_on
+from l3paper.costs.accounting import Accounting, exchanged_bytes
+from l3paper.data.streams import (
+    TokenizedCorpus,
+    corpus_name,
+    load_corpus,
+    require_length,
+)
+from l3paper.files import cache_folder, require_writable
+from l3paper.generate import generate
+from l3paper.gpt import GPT
+from l3paper.parts.device import precision
+from l3paper.records import environment, write_record
+from l3paper.training.build import build_model, compile_model
+from l3paper.training.config import TrainConfig, add_flags, from_flags
+from l3paper.training.distributed import joined, parallel, speaks, whole
+from l3paper.training.evaluation import read_words, word_perplexity
+from l3paper.training.steps import Diverged, Training, tokens_a_step, train_on
 
 
 @dataclass(frozen=True)

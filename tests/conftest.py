@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from l3paper.data import load_corpus
+from l3paper.data.streams import load_corpus
 
 # The same examples every time, and no deadline: a busy machine must not fail a test.
 settings.register_profile("steady", derandomize=True, deadline=None)

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from l3paper.checkpoint import require_whole
+from l3paper.checkpoints.model import require_whole
 from l3paper.files import sha256
 from l3paper.train import main
 

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers import corpora
 from l3paper.allocation import (
     allocate_by_codewords,
     allocation_to_bounds,
@@ -19,7 +20,6 @@ from l3paper.allocation import (
     compute_uniform_allocation,
     scan_codewords,
 )
-from strategies import corpora
 
 ALLOCATIONS = [compute_lzw_allocation, compute_frequency_allocation, compute_uniform_allocation]
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from l3paper import GPT, GPTConfig, allocation_to_bounds
-from l3paper.checkpoint import TABLES, load_model, save_model
+from l3paper.checkpoints.model import TABLES, load_model, save_model
+from l3paper.data.tokenizer import train_tokenizer
 from l3paper.generate import LEAST, choose, generate, main, stream
-from l3paper.tokenizer import train_tokenizer
 
 CPU = torch.device("cpu")
 VOCAB = 300

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch._dynamo.testing import CompileCounter
 
 from l3paper import GPT, GPTConfig, allocation_to_bounds, compute_lzw_allocation, layer
-from l3paper.grouped import make_plan
-from l3paper.lookup import loop
+from l3paper.lookup.grouped import make_plan
+from l3paper.lookup.reference import loop
 
 DENSE = GPTConfig(sequence_len=12, vocab_size=40, n_layer=3, n_head=4, n_kv_head=2, n_embd=32)
 WITH_L3 = replace(DENSE, l3_after_layers="0,2", l3_n_emb=100, l3_d_up=16, l3_k_max=6)

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from l3paper import gpu
-from l3paper.catalogue import EXPERIMENTS
-from l3paper.experiments import results
+from l3paper.experiments.catalogue import EXPERIMENTS
+from l3paper.experiments.runs import results
 from l3paper.gpu import PARTS, SCALE, TOY, Part, command_of, main
 from l3paper.records import read_record
 

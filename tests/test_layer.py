@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from l3paper import L3Layer, allocation_to_bounds
 from l3paper import layer as layer_module
 from l3paper.layer import FEW, rms_norm
-from l3paper.lookup import LOOKUPS, loop, padded
+from l3paper.lookup.reference import LOOKUPS, loop, padded
 
 ALLOC = [5, 1, 9, 2, 1, 6]
 TIED = pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])

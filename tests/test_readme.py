@@ -8,9 +8,9 @@ import nbformat
 import pytest
 import torch
 
-from l3paper.config import from_flags
-from l3paper.notebooks import NOTEBOOKS
+from l3paper.notebooks.execution import NOTEBOOKS
 from l3paper.train import command_line
+from l3paper.training.config import from_flags
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()

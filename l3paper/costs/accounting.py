@@ -1,0 +1,245 @@
+"""What a GPT costs: parameters, floating-point operations and bytes, from its configuration alone.
+
+Conventions. A product of (m, k) and (k, n) is 2mkn operations; only matrix products count, as in
+`torch.utils.flop_counter`. Attention counts the full T x T square, causal or not. A backward pass
+costs twice the forward pass. Embedding and head count as active, as in the paper's tables. For the
+rows of L3, which differ from token to token, the mean is weighted by how often each token occurs:
+frequent tokens own many rows, so the plain mean would be far too low.
+
+To see what the lookup itself is worth, a model with L3 layers is compared with models that spend the
+same in other ways: `match_wider`, `match_deeper` and `match_moe` find their sizes.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from l3paper.gpt import GPT, GPTConfig
+
+
+@dataclass(frozen=True)
+class Accounting:
+    """Costs of one model. `parameters` and `flops` (forward, per token) are broken down by part."""
+
+    parameters: dict[str, int]
+    flops: dict[str, float]
+    mean_rows: float
+    """Rows a token touches in one L3 layer, averaged over the text: the frequency-weighted d_t."""
+    row_numbers: int
+    """Numbers in one key row and its value row: n_embd when tied, n_embd + d_emb when not."""
+    l3_layers: int
+    idle_expert_parameters: int
+    """Those of the experts that a token does not choose, all blocks together."""
+
+    @property
+    def total_parameters(self) -> int:
+        return sum(self.parameters.values())
+
+    @property
+    def active_parameters(self) -> float:
+        """Parameters that one token uses: of the tables its own rows, of the experts its own choice."""
+        used = self.total_parameters - self.parameters["l3 tables"] - self.idle_expert_parameters
+        return used + self.l3_layers * self.mean_rows * self.row_numbers
+
+    @property
+    def flops_forward(self) -> float:
+        """Per token."""
+        return sum(self.flops.values())
+
+    @property
+    def flops_training(self) -> float:
+        """Per token, forward and backward."""
+        return 3 * self.flops_forward
+
+    def table_bytes(self, bytes_per_number: int = 4) -> int:
+        """Memory of all L3 tables."""
+        return self.parameters["l3 tables"] * bytes_per_number
+
+    def touched_bytes(self, bytes_per_number: int = 4) -> float:
+        """Table bytes one token touches, all L3 layers together, on average."""
+        return self.l3_layers * self.mean_rows * self.row_numbers * bytes_per_number
+
+    def summary(self) -> dict[str, float]:
+        """The totals, for a record."""
+        return {
+            "total_parameters": self.total_parameters,
+            "active_parameters": self.active_parameters,
+            "flops_forward_per_token": self.flops_forward,
+            "flops_training_per_token": self.flops_training,
+            "mean_rows": self.mean_rows,
+            "table_bytes": self.table_bytes(),
+            "touched_bytes_per_token": self.touched_bytes(),
+        }
+
+
+def account(config: GPTConfig, mean_rows: float = 0.0, sequence_len: int | None = None) -> Accounting:
+    """The costs of GPT(config) at `sequence_len` (by default the longest the model takes).
+
+    mean_rows: from `weighted_mean_rows`. Raises ValueError where the model has L3 layers and
+    mean_rows is below 1, since every token owns a row.
+    """
+    if config.l3_blocks and mean_rows < 1:
+        raise ValueError(f"mean_rows is {mean_rows}; with L3 layers it must be at least 1")
+    c, layers, l3_layers = config.n_embd, config.n_layer, len(config.l3_blocks)
+    time = config.sequence_len if sequence_len is None else sequence_len
+    kv_width = config.n_kv_head * config.head_dim
+    d_up, d_emb, row_numbers = config.d_up, config.d_emb, config.row_numbers
+    mlp = layers * 2 * c * config.hidden_width  # or one expert a block
+    if config.n_experts:
+        mlps = {"router": layers * c * config.n_experts, "experts": config.n_experts * mlp}
+        idle = (config.n_experts - config.experts_per_token) * mlp
+    else:
+        mlps, idle = {"mlp": mlp}, 0
+    matrices = {
+        "attention projections": layers * (2 * c * c + 2 * c * kv_width),
+        **mlps,
+        "l3 projections": l3_layers * _l3_projections(config.l3_variant, c, d_emb, d_up),
+        "head": c * config.vocab_size,
+    }
+    flops = {name: 2.0 * size for name, size in matrices.items()}
+    if config.n_experts:
+        flops["experts"] -= 2.0 * idle
+    return Accounting(
+        parameters={
+            "embedding": c * config.vocab_size,
+            **matrices,
+            "l3 tables": l3_layers * config.l3_n_emb * row_numbers,
+        },
+        flops={
+            **flops,
+            "attention scores": 4.0 * layers * c * time,
+            "l3 lookup": 2.0 * l3_layers * mean_rows * (c + d_emb),
+        },
+        mean_rows=mean_rows if l3_layers else 0.0,
+        row_numbers=row_numbers,
+        l3_layers=l3_layers,
+        idle_expert_parameters=idle,
+    )
+
+
+def weighted_mean_rows(alloc: Sequence[int], token_counts: np.ndarray) -> float:
+    """Mean of d_t over the positions of a text: sum of count_t * d_t over sum of count_t."""
+    return float(np.average(alloc, weights=token_counts))
+
+
+def predicted_bytes(model: GPT, steps: Iterable[Tensor]) -> float:
+    """Table bytes that travel when the rows of a model come from elsewhere, all L3 layers together.
+
+    `steps` are the ids (...) of each forward pass: within one, the rows of an id travel once.
+    """
+    if not model.l3_layers:
+        return 0.0
+    distinct = torch.cat([step.unique() for step in steps])
+    layer = next(iter(model.l3_layers.values()))
+    counts = distinct.bincount(minlength=model.config.vocab_size).cpu().numpy()
+    costs = account(model.config, weighted_mean_rows(layer.bounds.diff().tolist(), counts))
+    return costs.touched_bytes(model.lm_head.weight.element_size()) * len(distinct)
+
+
+def exchanged_bytes(
+    config: GPTConfig, positions: int, processes: int, bytes_per_number: int = 4
+) -> dict[str, float]:
+    """What a process sends in a step for the gradients of all L3 tables.
+
+    "positions" is what `SharedLookup` of `l3paper.training.distributed` sends where each process has
+    `positions` positions: ids, queries and output gradients to all others. "dense" is what a ring of
+    all-reduces takes (each process sends everything but its own part, twice), and what sharded tables
+    take for gathering and for dividing the gradient.
+    """
+    others, layers = processes - 1, len(config.l3_blocks)
+    a_position = 8 + bytes_per_number * (config.n_embd + config.d_emb)
+    table_bytes = bytes_per_number * config.l3_n_emb * config.row_numbers
+    return {
+        "positions": layers * others * positions * a_position,
+        "dense": layers * 2 * others / processes * table_bytes,
+    }
+
+
+def _l3_projections(variant: str, c: int, d_emb: int, d_up: int) -> int:
+    if variant == "no-up":
+        return (d_emb + c) * c
+    return d_emb * d_up + (d_up + (c if variant != "no-residual" else 0)) * c
+
+
+def match_wider(l3: GPTConfig, mean_rows: float) -> GPTConfig:
+    """The model without L3 layers whose wider MLPs bring its FLOPs to those of the model `l3`.
+
+    Raises ValueError where `l3` has no L3 layers, or experts.
+    """
+    dense = _without_l3(l3)
+    more = account(l3, mean_rows).flops_forward - account(dense).flops_forward
+    return replace(dense, mlp_width=dense.hidden_width + round(more / (4 * l3.n_layer * l3.n_embd)))
+
+
+def match_deeper(l3: GPTConfig, mean_rows: float) -> GPTConfig:
+    """The model without L3 layers that has so many blocks more that its FLOPs reach those of `l3`.
+
+    Raises ValueError where `l3` has no L3 layers, or experts.
+    """
+    dense, wanted = _without_l3(l3), account(l3, mean_rows).flops_forward
+    now = account(dense).flops_forward
+    block = account(replace(dense, n_layer=dense.n_layer + 1)).flops_forward - now
+    return replace(dense, n_layer=dense.n_layer + max(0, math.ceil((wanted - now) / block)))
+
+
+def match_moe(
+    l3: GPTConfig, mean_rows: float, experts_per_token: int = 2, tolerance: float = 0.1
+) -> GPTConfig:
+    """The mixture of experts that has the FLOPs a token and the total parameters of the model `l3`.
+
+    Its blocks are those of `l3`, with experts in place of the MLPs and without L3 layers. Both numbers
+    are met as closely as whole numbers of experts and of hidden units allow, FLOPs twice as closely
+    as parameters: the more experts it takes, the closer, within 1 % and 2 % from a dozen on.
+
+    Raises ValueError where `l3` has no L3 layers, or experts, and where no mixture comes within
+    `tolerance` of the parameters and half of it of the FLOPs.
+    """
+    k, wanted = experts_per_token, account(l3, mean_rows)
+    if k < 1:
+        raise ValueError(f"experts_per_token is {k}; it must be at least 1")
+    dense = _without_l3(l3)
+    rest, unit = account(dense), l3.n_layer * l3.n_embd
+    # In units of n_layer * n_embd, e experts of width w have e * (1 + 2 w) parameters and cost
+    # 2 * (e + 2 k w) operations, the router being e of both.
+    parameters = (wanted.total_parameters - rest.total_parameters + rest.parameters["mlp"]) / unit
+    products = (wanted.flops_forward - rest.flops_forward + rest.flops["mlp"]) / (2 * unit)
+
+    def miss(size: tuple[int, int]) -> float:
+        e, w = size
+        flops = abs(e + 2 * k * w - products) * 2 * unit / wanted.flops_forward
+        return max(2 * flops, abs(e * (1 + 2 * w) - parameters) * unit / wanted.total_parameters)
+
+    # Of two solutions, narrow experts under a vast router are the other: below this width, the router
+    # costs more than the experts.
+    narrowest = max(1, math.ceil(products / (4 * k)))
+    sizes = [
+        (max(k, math.floor(parameters / (1 + 2 * w)) + more), w)
+        for w in range(narrowest, math.ceil(products / k))
+        for more in (0, 1)
+    ]
+    best = min(sizes, key=miss, default=None)
+    if best is None or miss(best) > tolerance:
+        raise ValueError(
+            f"no mixture with experts_per_token = {k} costs {wanted.flops_forward:,.0f} operations a "
+            f"token and has {wanted.total_parameters:,} parameters, to within tolerance = {tolerance}"
+        )
+    n_experts, expert_width = best
+    return replace(
+        dense, mlp_width=0, n_experts=n_experts, experts_per_token=k, expert_width=expert_width
+    )
+
+
+STAND_INS = {"wider": match_wider, "deeper": match_deeper, "moe": match_moe}
+"""What can stand in for a model with L3 layers, at its FLOPs a token."""
+
+
+def _without_l3(config: GPTConfig) -> GPTConfig:
+    if not config.l3_blocks:
+        raise ValueError("l3_after_layers is ''; a model without L3 layers leaves nothing to match")
+    if config.n_experts:
+        raise ValueError(f"n_experts is {config.n_experts}; give an L3 model with dense blocks: 0")
+    return replace(config, l3_after_layers="", l3_n_emb=0, l3_variant="")

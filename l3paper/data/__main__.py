@@ -1,0 +1,5 @@
+import sys
+
+from l3paper.data.streams import main
+
+sys.exit(main())

@@ -1,0 +1,114 @@
+"""What goes wrong, in one line: checks of arguments, and the one way in which every command ends.
+
+exit code   meaning
+---------   -------
+0           done
+1           the run failed: a `Failure` with no code of its own
+2           input that cannot be used, or that does not fit into memory
+128 + N     signal N: 130 for Ctrl-C, 141 for a reader that has gone, as `| head` does
+"""
+
+import functools
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import BrokenExecutor
+from contextlib import contextmanager
+
+SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
+"""Signals that ask a command to stop."""
+
+
+def at_least(least: float, **arguments: float) -> None:
+    """Raise ValueError, naming the argument and its value, for the first that is below `least`."""
+    for name, value in arguments.items():
+        if not value >= least:
+            raise ValueError(f"{name} is {value}; it must be at least {least}")
+
+
+def at_most(most: float, **arguments: float) -> None:
+    """Raise ValueError, naming the argument and its value, for the first that is above `most`."""
+    for name, value in arguments.items():
+        if not value <= most:
+            raise ValueError(f"{name} is {value}; it must be at most {most}")
+
+
+def one_of(choices: Sequence[str], **arguments: str) -> None:
+    """Raise ValueError, naming the argument and its value, for the first that is not a choice."""
+    for name, value in arguments.items():
+        if value not in choices:
+            raise ValueError(f"{name} is {value!r}; choose one of {', '.join(filter(None, choices))}")
+
+
+class Failure(Exception):
+    """A run that failed although its input was good; `code` is the command's exit code."""
+
+    code = 1
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal asked the command to stop; its number is the argument."""
+
+
+@contextmanager
+def handled(handler: Callable) -> Iterator[None]:
+    """Handle SIGINT, SIGTERM and SIGHUP by `handler(number, frame)`, in the main thread.
+
+    Other threads get no signals: there, nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, former in before.items():
+            signal.signal(number, former)
+
+
+def _stop(number, frame):
+    raise Stopped(number)
+
+
+def command(program: str) -> Callable:
+    """Decorate a command's `main(arguments) -> exit code or None`: it ends in a code, never a traceback.
+
+    Whatever ends it early is one line on stderr. Errors that only a bug can raise pass through.
+    """
+
+    def decorate(main: Callable) -> Callable:
+        @functools.wraps(main)
+        def run(arguments: Sequence[str] | None = None) -> int:
+            try:
+                with handled(_stop):
+                    return main(arguments) or 0
+            except BrokenPipeError:
+                # The interpreter would write what is left in the buffer once more, and fail.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                return 128 + signal.SIGPIPE
+            except Failure as error:
+                return fail(error, error.code)
+            except KeyboardInterrupt as error:
+                number = error.args[0] if error.args else signal.SIGINT
+                return fail(f"stopped by {signal.Signals(number).name}", 128 + number)
+            except (ValueError, ImportError, OSError, BrokenExecutor) as error:
+                return fail(f"error: {error}", 2)
+            except (MemoryError, RuntimeError) as error:
+                if isinstance(error, RuntimeError) and "allocate" not in str(error):
+                    raise
+                return fail(
+                    f"error: it does not fit into memory: {str(error).partition(chr(10))[0]}", 2
+                )
+
+        def fail(why: object, code: int) -> int:
+            print(f"{program}: {' '.join(str(why).split())}", file=sys.stderr)
+            return code
+
+        return run
+
+    return decorate

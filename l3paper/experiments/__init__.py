@@ -1,0 +1,1 @@
+"""Recorded comparisons: what is compared, how, and what it says of the paper's claims."""

@@ -1,0 +1,1 @@
+"""What a trained model knows at every depth, and what its rows hold."""

@@ -1,0 +1,5 @@
+import sys
+
+from l3paper.insight.record import main
+
+sys.exit(main())

@@ -1,0 +1,183 @@
+"""The lookup without waste: every distinct token is one small dense attention over its own rows.
+
+A group of positions that share a token needs no gather, no mask and no padding: two products with a
+slice of the table. The backward pass writes the table's gradient straight into slices of one tensor,
+which autograd would build from one full-sized tensor a slice.
+
+Products with a few rows cost more to launch than to compute. Groups with few rows and few positions
+are therefore put together by size, rounded up, and each size is one batched product. A token with one
+row needs no product at all: its softmax is 1.
+
+On CUDA with Triton, the kernels of `l3paper.lookup.kernels` do the same for all groups at once.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import embedding  # gathers rows several times faster than x[index]
+
+from l3paper.lookup.groups import Groups, group_by_token
+from l3paper.lookup.kernels import attend, available
+from l3paper.lookup.tiles import Tiles, make_tiles
+from l3paper.parts.device import eager
+
+POSITIONS, ROWS = (1, 4, 16, 32), (8, 16, 32, 64)
+"""Sizes that small groups are rounded up to: a finer choice pads less, a coarser one launches less."""
+
+
+class Bucket(NamedTuple):
+    """G small groups of at most P positions and R rows each."""
+
+    positions: Tensor  # (G, P) places in the sorted order; N, one past the last, where there is none
+    rows: Tensor  # (G, R) rows of the table; the group's first again where there is none
+    target: Tensor  # (G, R) the same; n_emb, one past the last, where there is none
+    padding: Tensor  # (G, 1, R) True where there is none
+
+
+class Parts(NamedTuple):
+    """The groups by size, for PyTorch's own products."""
+
+    order: Tensor  # (N,) sorts the positions by token
+    inverse: Tensor  # (N,) puts them back
+    single_positions: Tensor  # places in the sorted order whose token owns one row, and
+    single_rows: Tensor  # that row
+    slices: list[list[int]]  # of large groups: first position, last + 1, first row, last + 1
+    buckets: list[Bucket]
+
+
+@dataclass(eq=False)  # torch.compile looks into a tuple, and compiles anew for every batch's sizes
+class Plan:
+    """How a batch of N positions is divided. It depends on the token ids and the bounds alone."""
+
+    parts: Parts | Tiles
+
+
+def make_plan(token_ids: Tensor, bounds: Tensor, n_emb: int) -> Plan:
+    """Divide the positions with these ids (N,) by token, and as suits their device."""
+    if available(token_ids.device):
+        return Plan(make_tiles(token_ids, bounds, n_emb))
+    return Plan(make_parts(group_by_token(token_ids, bounds), n_emb))
+
+
+def make_parts(groups: Groups, n_emb: int) -> Parts:
+    """Divide the groups by size; n_emb is the number of rows of the table."""
+    order, inverse, start, count, first, length = groups
+    device = order.device
+    single = length == 1
+    large = ~single & ((count > POSITIONS[-1]) | (length > ROWS[-1]))
+    slices = torch.stack([start, start + count, first, first + length], dim=1)[large].tolist()
+    small = (~single & ~large).nonzero()  # (groups, 1)
+    height = torch.bucketize(count[small], torch.tensor(POSITIONS, device=device))
+    width = torch.bucketize(length[small], torch.tensor(ROWS, device=device))
+    shapes = [(p, r) for p in POSITIONS for r in ROWS]
+    shape, by_shape = (height * len(ROWS) + width).flatten().sort()
+    sizes = shape.bincount(minlength=len(shapes)).tolist()
+    buckets = []
+    for (p, r), group in zip(shapes, small[by_shape].split(sizes), strict=True):
+        if not len(group):
+            continue
+        place, row = torch.arange(p, device=device), torch.arange(r, device=device)
+        own, rows = row < length[group], first[group] + row  # (G, r)
+        positions = torch.where(place < count[group], start[group] + place, len(order))  # (G, p)
+        target = torch.where(own, rows, n_emb)
+        buckets.append(Bucket(positions, torch.where(own, rows, first[group]), target, ~own[:, None]))
+    single_positions = single.repeat_interleave(count).nonzero().flatten()
+    single_rows = first.repeat_interleave(count)[single_positions]
+    return Parts(order, inverse, single_positions, single_rows, slices, buckets)
+
+
+@eager  # on a CPU the plan reads the ids; a compiled model breaks its graph here
+def grouped(
+    query: Tensor,
+    token_ids: Tensor,
+    bounds: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    plan: Plan | None = None,
+) -> Tensor:
+    """One dense attention a distinct token, over a slice of the table; see the top of this module.
+
+    `plan`, where given, is `make_plan(token_ids, bounds, len(keys))`: L3 layers with the same bounds
+    can share it. Under autocast the lookup keeps the precision of the table. Its gradients cannot be
+    differentiated again: a second backward pass raises RuntimeError.
+    """
+    with torch.autocast(query.device.type, enabled=False):
+        if plan is None:
+            plan = make_plan(token_ids, bounds, len(keys))
+        asked = query.to(keys.dtype)
+        if isinstance(plan.parts, Tiles):
+            found = attend(asked, keys, values, plan.parts)
+        else:
+            found = _Grouped.apply(asked, keys, values, values is keys, plan.parts)
+    return found.to(query.dtype)
+
+
+class _Grouped(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, query, keys, values, tied, parts):
+        ctx.tied, ctx.parts = tied, parts
+        # One row more than there are positions: where the padding of small groups reads and writes.
+        q = _padded_sort(query, parts.order)  # (N + 1, d_in)
+        output = q.new_empty(len(q), values.shape[1])
+        weights = []
+        for a, b, first, last in parts.slices:
+            weight = (q[a:b] @ keys[first:last].T).softmax(dim=-1)  # (n, d_t)
+            torch.mm(weight, values[first:last], out=output[a:b])
+            weights.append(weight)
+        for positions, rows, _, padding in parts.buckets:
+            key = embedding(rows, keys)  # (G, R, d_in)
+            value = key if tied else embedding(rows, values)  # (G, R, d_emb)
+            scores = embedding(positions, q) @ key.mT  # (G, P, R)
+            weight = scores.masked_fill_(padding, -torch.inf).softmax(dim=-1)
+            output.index_copy_(0, positions.flatten(), (weight @ value).flatten(0, 1))
+            weights.append(weight)
+        output.index_copy_(0, parts.single_positions, embedding(parts.single_rows, values))
+        ctx.save_for_backward(q, keys, values, *weights)
+        return embedding(parts.inverse, output)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_output):
+        tied, parts = ctx.tied, ctx.parts
+        q, keys, values, *weights = ctx.saved_tensors
+        g = _padded_sort(grad_output, parts.order)  # (N + 1, d_emb)
+        grad_q = torch.zeros_like(q)
+        # One row more than the table has: where the padding of small groups writes.
+        grad_keys = keys.new_zeros(len(keys) + 1, keys.shape[1])
+        grad_values = grad_keys if tied else values.new_zeros(len(values) + 1, values.shape[1])
+        for (a, b, first, last), weight in zip(parts.slices, weights, strict=False):
+            grad_scores = _softmax_backward(g[a:b] @ values[first:last].T, weight)  # (n, d_t)
+            torch.mm(grad_scores, keys[first:last], out=grad_q[a:b])
+            torch.mm(grad_scores.T, q[a:b], out=grad_keys[first:last])
+            grad_values[first:last].addmm_(weight.T, g[a:b])
+        for bucket, weight in zip(parts.buckets, weights[len(parts.slices) :], strict=True):
+            positions, rows, target, _ = bucket
+            x, grad, key = embedding(positions, q), embedding(positions, g), embedding(rows, keys)
+            value = key if tied else embedding(rows, values)
+            grad_scores = _softmax_backward(grad @ value.mT, weight)  # (G, P, R)
+            grad_q.index_copy_(0, positions.flatten(), (grad_scores @ key).flatten(0, 1))
+            grad_key, grad_value = grad_scores.mT @ x, weight.mT @ grad  # (G, R, d_in or d_emb)
+            if tied:
+                grad_key += grad_value
+            else:
+                grad_values.index_copy_(0, target.flatten(), grad_value.flatten(0, 1))
+            grad_keys.index_copy_(0, target.flatten(), grad_key.flatten(0, 1))
+        grad_values.index_add_(0, parts.single_rows, embedding(parts.single_positions, g))
+        grad_values = None if tied else grad_values[:-1]
+        return embedding(parts.inverse, grad_q), grad_keys[:-1], grad_values, None, None
+
+
+def _padded_sort(x: Tensor, order: Tensor) -> Tensor:
+    """The rows of x (N, d) in the sorted order, and a row of zeros: (N + 1, d)."""
+    padded = x.new_zeros(len(x) + 1, x.shape[1])
+    torch.index_select(x, 0, order, out=padded[:-1])
+    return padded
+
+
+def _softmax_backward(grad_weights: Tensor, weights: Tensor) -> Tensor:
+    """The gradient of the scores from that of their softmax, both (..., d_t)."""
+    grad_weights -= (grad_weights * weights).sum(dim=-1, keepdim=True)
+    return grad_weights.mul_(weights)

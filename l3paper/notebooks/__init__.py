@@ -1,0 +1,1 @@
+"""What the notebooks need: one figure style, and their execution."""

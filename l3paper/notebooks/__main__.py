@@ -1,0 +1,5 @@
+import sys
+
+from l3paper.notebooks.execution import main
+
+sys.exit(main())

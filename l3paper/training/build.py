@@ -1,0 +1,47 @@
+"""A configuration's model, made for a text; what runs of one process can share, they do."""
+
+import torch
+
+from l3paper.allocation import ALLOCATIONS, allocation_to_bounds
+from l3paper.costs.accounting import STAND_INS, Accounting, account, weighted_mean_rows
+from l3paper.data.streams import TokenizedCorpus
+from l3paper.gpt import GPT
+from l3paper.parts.gpt_config import GPTConfig
+from l3paper.training.config import TrainConfig
+
+_allocations: dict[tuple, list[int]] = {}
+
+_compiled: GPTConfig | None = None
+
+
+def build_model(config: TrainConfig, corpus: TokenizedCorpus) -> tuple[GPT, Accounting]:
+    """A fresh model, its L3 layers allocated from the training text, and its costs."""
+    wanted = config.model_config()
+    if not wanted.l3_blocks:
+        return GPT(wanted), account(wanted)
+    alloc = _allocation(config.l3_allocation, wanted, corpus)
+    mean_rows = weighted_mean_rows(alloc, corpus.token_counts)
+    if config.stand_in:
+        model = GPT(STAND_INS[config.stand_in](wanted, mean_rows))
+        return model, account(model.config)
+    model = GPT(wanted)
+    model.set_l3_bounds(allocation_to_bounds(alloc))
+    return model, account(wanted, mean_rows)
+
+
+def _allocation(rule: str, wanted: GPTConfig, corpus: TokenizedCorpus) -> list[int]:
+    """Rows of every token; kept for the next run, as the scan of a large text takes its time."""
+    key = rule, wanted.l3_n_emb, wanted.l3_k_max, corpus.sha256, corpus.tokenizer_sha256
+    if key not in _allocations:
+        settings = corpus.documents(), corpus.vocab_size, wanted.l3_n_emb, wanted.l3_k_max
+        _allocations[key] = ALLOCATIONS[rule](*settings)
+    return _allocations[key]
+
+
+def compile_model(model: GPT) -> None:
+    """Compile its parts; a model of the shape of the one before takes over what is there."""
+    global _compiled
+    if model.config != _compiled:
+        torch.compiler.reset()  # what other shapes compiled would count towards the limit
+        _compiled = model.config
+    model.compile_parts()

@@ -1,0 +1,197 @@
+"""The settings of a training run: defaults, presets, and their command-line flags."""
+
+import argparse
+import math
+import os
+from dataclasses import dataclass, field, fields, replace
+
+from l3paper.allocation import ALLOCATIONS
+from l3paper.costs.accounting import STAND_INS
+from l3paper.gpt import GPTConfig
+from l3paper.parts.variants import VARIANTS
+
+
+def _option(default, help):
+    return field(default=default, metadata={"help": help})
+
+
+MOST = 2**31 - 1
+"""For every whole number of a configuration."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One run. The defaults are the laptop preset; the help texts are the command line's."""
+
+    data: str = _option("stdlib", "stdlib, a .txt/.jsonl/.parquet file or folder, or hf:NAME[:CONFIG]")
+    data_bytes: int | None = _option(None, "read only that many bytes of text; hf: needs it")
+    vocab_size: int = _option(4096, "tokens of the byte-level BPE")
+    depth: int = _option(4, "decoder blocks")
+    n_embd: int = _option(0, "width; 0 for 32 a block")
+    n_head: int = _option(0, "attention heads; 0 for one every 32 of the width")
+    n_kv_head: int = _option(0, "heads of keys and values; 0 for n_head")
+    sequence_len: int = _option(128, "tokens the model sees at once")
+    batch_size: int = _option(16, "sequences a step")
+    accumulate: int = _option(1, "passes a step, each with an equal part of the batch")
+    num_iterations: int = _option(1000, "steps")
+    l3_after_layers: str | None = _option(
+        None, "blocks, from 0, with an L3 layer behind: '1,3'; '' for none; by default depth // 2"
+    )
+    l3_n_emb: int = _option(0, "rows of each L3 table; 0 for 4 a token of the vocabulary")
+    l3_d_up: int = _option(0, "width after the up-projection; 0 for 4 * n_embd")
+    l3_k_max: int = _option(64, "most rows one token may own")
+    l3_untied: bool = _option(False, "separate tables for keys and values")
+    l3_d_emb: int = _option(0, "width of a value row when untied; 0 for n_embd")
+    l3_allocation: str = _option("lzw", f"who gets the rows: {', '.join(ALLOCATIONS)}")
+    l3_variant: str = _option("", f"change the layer: {', '.join(filter(None, VARIANTS))}")
+    stand_in: str = _option(
+        "", f"train, in place of this L3 model, its equal in operations: {', '.join(STAND_INS)}"
+    )
+    lr_scale: float = _option(1.0, "factor on all learning rates")
+    table_lr: float = _option(0.003, "learning rate of the L3 tables, at width 768")
+    router_lr: float = _option(0.01, "learning rate of the routers of an MoE, at width 768")
+    clip: float = _option(0.0, "largest norm of all gradients together; 0 for no limit")
+    overfit_batch: bool = _option(False, "train on the first batch again and again, to find faults")
+    eval_every: int = _option(100, "steps between evaluations on the held-out documents")
+    eval_tokens: int = _option(32768, "held-out tokens each of those takes; the last takes all")
+    words: str = _option("", "a .txt file, such as WikiText-2's, to take the perplexity by the word on")
+    seed: int = _option(0, "of the initialisation and the batches")
+    shard: bool = _option(False, "under torchrun: divide the L3 tables among the processes by rows")
+    compile: bool = _option(
+        False, "compile blocks, L3 layers and the loss: faster on a GPU, slow to begin"
+    )
+    device: str = _option("auto", "cpu, cuda, or auto for whichever is there; CUDA runs in bfloat16")
+
+    def __post_init__(self):
+        for name, value in vars(self).items():
+            if isinstance(value, int) and value > MOST:
+                raise ValueError(f"{name} is {value}; it must be at most {MOST}")
+        for name in (
+            "depth",
+            "sequence_len",
+            "batch_size",
+            "accumulate",
+            "num_iterations",
+            "eval_every",
+            "eval_tokens",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("n_embd", "n_head", "n_kv_head", "l3_n_emb", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0")
+        for name, most in (("lr_scale", 1e30), ("table_lr", 1e3), ("router_lr", 1e3)):
+            if not 0 < getattr(self, name) <= most:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}; it must be above 0 and finite, at most {most:g}"
+                )
+        if not 0 <= self.clip < math.inf:
+            raise ValueError(f"clip is {self.clip}; it must be at least 0 and finite")
+        if self.l3_allocation not in ALLOCATIONS:
+            raise ValueError(
+                f"l3_allocation is {self.l3_allocation!r}; choose one of {', '.join(ALLOCATIONS)}"
+            )
+        if self.stand_in not in ("", *STAND_INS):
+            raise ValueError(f"stand_in is {self.stand_in!r}; choose one of {', '.join(STAND_INS)}")
+        model = self.model_config()  # which has checks of its own
+        if model.l3_blocks and model.l3_n_emb > self.vocab_size * self.l3_k_max:
+            raise ValueError(
+                f"l3_k_max is {self.l3_k_max}; so {self.vocab_size} tokens cannot own "
+                f"l3_n_emb = {model.l3_n_emb} rows"
+            )
+        if not model.l3_blocks and self.stand_in:
+            raise ValueError(f"stand_in is {self.stand_in!r}, but there is no L3 model to stand in for")
+
+    @property
+    def kind(self) -> str:
+        """What is trained, for file names: dense, l3, or what stands in for L3."""
+        return self.stand_in or ("l3" if self.model_config().l3_blocks else "dense")
+
+    def model_config(self) -> GPTConfig:
+        """The model this run trains, or that another stands in for."""
+        n_embd = self.n_embd or 32 * self.depth
+        n_head = self.n_head or max(1, n_embd // 32)
+        after = str(self.depth // 2) if self.l3_after_layers is None else self.l3_after_layers
+        return GPTConfig(
+            sequence_len=self.sequence_len,
+            vocab_size=self.vocab_size,
+            n_layer=self.depth,
+            n_head=n_head,
+            n_kv_head=self.n_kv_head or n_head,
+            n_embd=n_embd,
+            l3_after_layers=after,
+            l3_n_emb=(self.l3_n_emb or 4 * self.vocab_size) if after else 0,
+            l3_d_up=self.l3_d_up,
+            l3_k_max=self.l3_k_max,
+            l3_tie_kv=not self.l3_untied,
+            l3_d_emb=self.l3_d_emb,
+            l3_variant=self.l3_variant,
+        )
+
+
+PRESETS = {
+    "smoke": TrainConfig(
+        depth=2, n_embd=64, batch_size=8, num_iterations=80, eval_every=20, eval_tokens=8192
+    ),
+    "laptop": TrainConfig(),
+    "gpu": TrainConfig(
+        vocab_size=32768,
+        depth=12,
+        n_embd=768,
+        n_head=6,
+        sequence_len=1024,
+        batch_size=64,
+        accumulate=2,
+        num_iterations=5000,
+        l3_n_emb=262144,
+        l3_k_max=512,
+        eval_every=250,
+        eval_tokens=2**20,
+        compile=True,
+    ),
+}
+
+
+def preset_name(default: str = "smoke") -> str:
+    """$L3_PRESET or `default`; ValueError where that is none of the presets."""
+    name = os.environ.get("L3_PRESET", default)
+    if name not in PRESETS:
+        raise ValueError(f"L3_PRESET is {name!r}; choose one of {', '.join(PRESETS)}")
+    return name
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Give `parser` a flag for every field of TrainConfig, and --preset for their defaults.
+
+    Flags that were not given stay out of the namespace, so that the preset can speak for them.
+    """
+    parser.add_argument(
+        "--preset",
+        choices=PRESETS,
+        default=preset_name("laptop"),
+        help="where the defaults of the flags below come from (default: $L3_PRESET or laptop)",
+    )
+    for option in fields(TrainConfig):
+        flag = "--" + option.name.replace("_", "-")
+        text = option.metadata["help"]
+        if option.type is bool:
+            parser.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=text)
+            continue
+        kind = next(t for t in (int, float, str) if t.__name__ in str(option.type))
+        parser.add_argument(
+            flag,
+            type=kind,
+            metavar={int: "N", float: "X", str: "TEXT"}[kind],
+            default=argparse.SUPPRESS,
+            help=text + (f" (laptop: {option.default})" if option.default is not None else ""),
+        )
+
+
+def from_flags(given: argparse.Namespace) -> TrainConfig:
+    """The configuration that flags parsed with `add_flags` describe.
+
+    Raises ValueError for values that are out of range or do not fit together.
+    """
+    names = {option.name for option in fields(TrainConfig)}
+    chosen = {name: value for name, value in vars(given).items() if name in names}
+    return replace(PRESETS[given.preset], **chosen)

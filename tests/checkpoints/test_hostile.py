@@ -1,0 +1,296 @@
+"""Broken and hostile input, through the real command lines: a clear line, code 2, nothing left."""
+
+import json
+import os
+import pickle
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from helpers import Bomb, flip, rewrite, run_module
+from l3paper.checkpoints.model import load_model
+from l3paper.checkpoints.run import Checkpoints, RunFolder
+from l3paper.data.corpus import MAX_LINE, read_documents
+from l3paper.generate import generate
+from l3paper.generate import main as generate_main
+from l3paper.train import main as train_main
+from l3paper.training.config import TrainConfig
+
+SIZES = {"vocab-size": 270, "depth": 2, "n-embd": 32, "sequence-len": 16, "batch-size": 4}
+SIZES |= {"num-iterations": 4, "l3-n-emb": 400, "eval-tokens": 64}
+FLAGS = [f"--{name}={value}" for name, value in SIZES.items()]
+TEXT = "one two three four five six seven\n" * 40
+
+
+def run(module, *arguments, **environment):
+    """Exit code and stderr of a fresh process, which must say nothing on stdout."""
+    done = run_module(f"l3paper.{module}", arguments, environment)
+    assert done.stdout == ""
+    return done.returncode, done.stderr
+
+
+def contents(folder):
+    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+TEXTS = {
+    "empty": ("a.txt", b"", "data source .*a.txt' holds no text"),
+    "one token": ("a.txt", b"a", "the only one and has no line end to split it at"),
+    "a few tokens": ("a.txt", b"a\nb\n", r"supports only 25\d"),
+    "not UTF-8": ("a.txt", b"one\ncaf\xe9\n", "a.txt, line 2: not UTF-8 text"),
+    "binary": ("a.txt", bytes(range(256)) * 9, "a.txt, line 1: a NUL byte; this is no text"),
+    "not JSON": ("a.jsonl", b'{"text": "x"}\n{"text', "a.jsonl, line 2: no JSON object"),
+    "deep JSON": ("a.jsonl", b"[" * 10**6, "a.jsonl, line 1: no JSON object"),
+    "no parquet": ("a.parquet", b"PAR1", "'a.parquet' has no readable column 'text'"),
+    "another kind": ("a.exe", b"MZ", r"'a.exe' must end in one of .txt, .jsonl, .parquet"),
+}
+
+
+@pytest.mark.parametrize("case", TEXTS)
+def test_bad_text(tmp_path, case):
+    name, content, message = TEXTS[case]
+    (tmp_path / name).write_bytes(content)
+    places = "--record", tmp_path / "r.json", "--save", tmp_path / "m"
+    code, said = run("train", *FLAGS, "--data", tmp_path / name, *places)
+    assert code == 2
+    assert re.fullmatch(rf"python -m l3paper\.train: error: .*{message}.*\n", said)
+    assert set(contents(tmp_path)) == {tmp_path / name}
+
+
+def test_documents_may_be_shorter_than_the_context(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "a b"}\n' * 300)
+    flags = [*FLAGS, "--vocab-size=258", "--data", str(tmp_path / "a.jsonl")]
+    assert train_main([*flags, "--record", str(tmp_path / "r.json")]) == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
+def test_a_line_of_a_gigabyte_is_refused_in_little_memory(tmp_path):
+    with open(tmp_path / "a.txt", "wb") as file:
+        file.truncate(2**30)  # a hole: on disk it is nothing, to a reader a gigabyte
+    script = (
+        "import re, sys; import l3paper.train; "
+        "read = lambda: int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1]); "
+        "before = read(); code = l3paper.train.main(sys.argv[1:]); print(1024 * (read() - before)); "
+        "sys.exit(code)"
+    )
+    command = [sys.executable, "-c", script, *FLAGS, "--data", str(tmp_path / "a.txt")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert f"error: a.txt, line 1: longer than {MAX_LINE:,} bytes\n" in done.stderr
+    assert int(done.stdout) < 4 * MAX_LINE
+
+
+def test_folder_without_readable_files(tmp_path):
+    (tmp_path / "notes.doc").write_text("text")
+    code, said = run("train", *FLAGS, "--data", tmp_path)
+    assert (code, "has no file .txt or .jsonl or .parquet" in said) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--vocab-size 5000 --l3-n-emb 0", "vocab_size is 5000, but this text supports only"),
+        ("--l3-after-layers 2", "l3_after_layers is '2'"),
+        ("--l3-after-layers 1,1", "l3_after_layers is '1,1'"),
+        ("--l3-n-emb 269", "l3_n_emb is 269"),
+        ("--sequence-len 0", "sequence_len is 0; it must be at least 1"),
+        ("--lr-scale inf", "lr_scale is inf; it must be above 0 and finite"),
+        ("--lr-scale 1e45", "lr_scale is 1e+45; it must be above 0 and finite, at most 1e+30"),
+        ("--table-lr 1e30", "table_lr is 1e+30; it must be above 0 and finite, at most 1000"),
+        ("--depth 2147483647 --n-embd 2 --n-head 1", "n_layer is 2147483647; it must be at most"),
+        ("--stand-in deeper --l3-d-up 2147483647", "l3_d_up is 2147483647; it must be at most"),
+        ("--l3-k-max 1", "l3_k_max is 1; so "),
+        ("--seed 99999999999999999999", "seed is 99999999999999999999; it must be at most"),
+        ("--vocab-size 1" + 30 * "0", "it must be at most"),
+    ],
+)
+def test_flags_out_of_range_or_in_contradiction(tmp_path, flags, message):
+    (tmp_path / "a.txt").write_text(TEXT)
+    code, said = run("train", *FLAGS, "--data", tmp_path / "a.txt", *flags.split())
+    assert (code, message in said, said.count("\n")) == (2, True, 1)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="there is no folder that nobody may fill")
+@pytest.mark.parametrize("flag", ["--record", "--save", "--checkpoint-dir", "cache"])
+def test_disk_that_cannot_be_written(tmp_path, flag):
+    (tmp_path / "a.txt").write_text(TEXT)
+    given = [] if flag == "cache" else [flag, "/proc/self/none/x"]
+    cache = "/proc/self/none" if flag == "cache" else str(tmp_path / "cache")
+    places = [] if flag == "--record" else ["--record", tmp_path / "r.json"]
+    code, said = run("train", *FLAGS, "--data", tmp_path / "a.txt", *places, *given, L3_CACHE=cache)
+    assert (code, "/proc/self/none" in said, said.count("\n")) == (2, True, 1)
+    assert not (tmp_path / "r.json").exists()
+
+
+# Checkpoints
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with a text, a saved model and a run's checkpoints."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "a.txt").write_text(TEXT)
+    places = {"data": "a.txt", "save": "model", "checkpoint-dir": "run", "record": "r.json"}
+    flags = [f"--{flag}={folder / name}" for flag, name in places.items()]
+    assert train_main([*FLAGS, *flags, "--checkpoint-keep=1"]) == 0
+    return folder
+
+
+@pytest.fixture
+def copy(trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "t")
+    return tmp_path / "t"
+
+
+WEIGHTS = "weights.safetensors"
+DAMAGES = {
+    "truncated": lambda f: rewrite(f, WEIGHTS, (f / WEIGHTS).read_bytes()[:99], sums=False),
+    "flipped": lambda f: flip(f / WEIGHTS),
+    "a pickle": lambda f: rewrite(f, WEIGHTS, pickle.dumps(Bomb(f.parent / "executed"))),
+    "gone": lambda f: (f / WEIGHTS).unlink(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_bad_checkpoint(copy, damage):
+    (checkpoint,) = (copy / "run").iterdir()
+    for folder in (checkpoint, copy / "model"):
+        DAMAGES[damage](folder)
+    before = contents(copy)
+    flags = [*FLAGS, f"--data={copy / 'a.txt'}", f"--record={copy / 'new.json'}"]
+    code, said = run("train", *flags, f"--checkpoint-dir={copy / 'run'}", "--resume")
+    passed, error = said.splitlines()
+    assert code == 2
+    assert passed.startswith(f"checkpoint {checkpoint} is passed over: ")
+    assert error.endswith(f"no checkpoint in '{copy / 'run'}' is whole")
+    code, said = run("generate", "--checkpoint", copy / "model", "--prompt", "one")
+    assert (code, said.count("\n")) == (2, 1)
+    assert f"checkpoint '{copy / 'model'}'" in said
+    assert contents(copy) == before
+    assert not list(copy.rglob("executed"))
+
+
+def test_checkpoint_of_another_configuration(copy):
+    before = contents(copy)
+    flags = [*FLAGS, f"--data={copy / 'a.txt'}", f"--checkpoint-dir={copy / 'run'}", "--resume"]
+    code, said = run("train", *flags, "--n-embd=64", f"--record={copy / 'new.json'}")
+    assert (code, "is of a run with n_embd = 32, not 64\n" in said) == (2, True)
+    assert contents(copy) == before
+
+
+def test_a_file_is_no_checkpoint(tmp_path):
+    file = tmp_path / "model.pkl"
+    file.write_bytes(pickle.dumps(Bomb(tmp_path / "executed")))
+    code, said = run("generate", "--checkpoint", file, "--prompt", "one")
+    assert (code, said.count("\n")) == (2, 1)
+    assert "model.pkl" in said
+    assert not (tmp_path / "executed").exists()
+
+
+# Whatever comes
+
+
+def outcome(call, *arguments):
+    """What a call returns, or what its ValueError says; any other exception is a failure."""
+    try:
+        return call(*arguments), ""
+    except ValueError as error:
+        return None, str(error)
+
+
+BOUNDED = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+VALUES = st.one_of(
+    st.integers(-3, 20).map(str),
+    st.integers(2**31, 10**40).map(str),
+    st.sampled_from(["", "0", "nan", "inf", "-1e9", "1e-300", "0,1", "1,0,1", ",", "²", "lzw", "moe"]),
+    st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=5),
+)
+NAMES = sorted(
+    set(TrainConfig.__dataclass_fields__) - {"data", "words", "num_iterations", "vocab_size"}
+)
+
+
+@BOUNDED
+@given(st.dictionaries(st.sampled_from(NAMES), VALUES, min_size=1, max_size=4))
+def test_any_flags_train_or_are_refused(trained, capsys, flags):
+    given = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
+    places = [f"--data={trained / 'a.txt'}", f"--record={trained / 'fuzz.json'}"]
+    try:
+        code = train_main([*FLAGS, "--num-iterations=1", *places, *given])
+    except SystemExit as end:  # of argparse
+        code = end.code
+    said = capsys.readouterr().err
+    assert code in (0, 1, 2)
+    assert (code == 0) != (": error: " in said or " diverged: " in said)
+
+
+JSON_LINES = st.lists(
+    st.one_of(
+        st.fixed_dictionaries({"text": st.text(max_size=9)}).map(json.dumps),
+        st.sampled_from(['{"text": null}', '{"text": "\\ud800"}', "{}", "[]", "1e999", '{"text": [']),
+    )
+).map(lambda lines: "\n".join(lines).encode())
+
+
+@BOUNDED
+@given(st.sampled_from(["txt", "jsonl", "parquet"]), st.one_of(st.binary(max_size=99), JSON_LINES))
+def test_any_file_gives_text_or_is_refused(tmp_path, suffix, content):
+    path = tmp_path / f"a.{suffix}"
+    path.write_bytes(content)
+    documents, error = outcome(read_documents, str(path))
+    if error:
+        assert "a." in error
+    else:
+        assert documents
+        assert all(text == text.encode().decode() != "" for _, text in documents)
+
+
+def changed(folder, copy, name, data):
+    """A copy of the folder with some bytes of a file replaced, its sum included."""
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(folder, copy)
+    content = bytearray((copy / name).read_bytes())
+    at = data.draw(st.integers(0, min(len(content), 400)))
+    content[at : at + data.draw(st.integers(0, 8))] = data.draw(st.binary(max_size=8))
+    rewrite(copy, name, content, sums=name != "sums.json")
+    return copy
+
+
+FILES = ["config.json", "tokenizer.json", "sums.json", WEIGHTS, "tables.safetensors"]
+
+
+@BOUNDED
+@given(st.sampled_from(FILES), st.data(), st.sampled_from(["resident", "offloaded", "file"]))
+def test_any_change_of_a_saved_model_is_refused_or_harmless(trained, tmp_path, name, data, tables):
+    """Sums included, so that the change reaches those who read the file."""
+    folder = changed(trained / "model", tmp_path / "m", name, data)
+    loaded, error = outcome(load_model, folder, torch.device("cpu"), tables)
+    if error:
+        assert str(folder) in error
+    else:
+        text, refused = outcome(generate, loaded[0], [[1, 2, 3]], 1)
+        assert refused or len(text[0]) == 4
+
+
+@BOUNDED
+@given(st.sampled_from(["progress.json", "optimizer.safetensors", "tables.safetensors"]), st.data())
+def test_any_change_of_a_checkpoint_is_refused_or_harmless(trained, tmp_path, name, data):
+    (checkpoint,) = (trained / "run").iterdir()
+    model, _ = load_model(trained / "model", torch.device("cpu"))
+    identity = json.loads((checkpoint / "progress.json").read_text())["run"]
+    changed(checkpoint, tmp_path / "run" / checkpoint.name, name, data)
+    folder = RunFolder(Checkpoints(tmp_path / "run"), identity)
+    progress, error = outcome(folder.restore, model, model.setup_optimizer())
+    assert str(tmp_path) in error if error else progress.step == 4
+
+
+@pytest.mark.parametrize("prompt", ["", "x" * 500])
+def test_bad_prompts(trained, capsys, prompt):
+    assert generate_main(["--checkpoint", str(trained / "model"), "--prompt", prompt]) == 2
+    assert capsys.readouterr().err.startswith("python -m l3paper.generate: error: ")

@@ -1,0 +1,96 @@
+"""Gains, their intervals and verdicts, and the table of the paper's claims."""
+
+import math
+import statistics
+from pathlib import Path
+
+import pytest
+
+from l3paper.experiments.claims import (
+    AGREES,
+    CLAIMS,
+    DISAGREES,
+    EQUAL,
+    OPEN,
+    UNDECIDED,
+    Claim,
+    early_gain,
+    final_gain,
+    paired_gain,
+    table,
+)
+from l3paper.experiments.runs import Family, MissingRun
+from l3paper.records import markdown
+
+
+def test_interval_is_students_over_the_pairs():
+    gain = paired_gain([1.0, 1.0, 1.0], [2.0, 3.0, 4.0])
+    assert gain.by_seed == (1.0, 2.0, 3.0)
+    assert gain.mean == 2.0
+    half = 4.303 / math.sqrt(3)  # standard deviation 1
+    assert (gain.low, gain.high) == pytest.approx((2 - half, 2 + half))
+    assert str(gain) == "+2.0000 (-0.4843 to +4.4843)"
+
+
+@pytest.mark.parametrize(("pairs", "covered"), [(2, 0.95), (3, 0.95), (5, 0.95)])
+def test_interval_covers_the_mean_as_often_as_it_says(pairs, covered):
+    noise = statistics.NormalDist().samples(4000 * pairs, seed=pairs)
+    draws = [noise[i : i + pairs] for i in range(0, len(noise), pairs)]
+    gains = [paired_gain([0.0] * pairs, draw) for draw in draws]
+    share = statistics.fmean(gain.low <= 0 <= gain.high for gain in gains)
+    assert share == pytest.approx(covered, abs=0.015)
+
+
+@pytest.mark.parametrize("pairs", [0, 1, 99])
+def test_too_few_pairs_are_refused(pairs):
+    with pytest.raises(ValueError, match=f"there are {pairs} seeds; an interval needs 2 to 8"):
+        paired_gain([0.0] * pairs, [1.0] * pairs)
+
+
+@pytest.mark.parametrize(
+    ("gaps", "better", "equal"),
+    [
+        ((0.05, 0.06, 0.07), AGREES, DISAGREES),
+        ((-0.05, -0.06, -0.07), DISAGREES, DISAGREES),
+        ((0.001, 0.002, 0.003), UNDECIDED, AGREES),
+        ((0.009, 0.010, 0.011), AGREES, AGREES),
+        ((-0.05, 0.0, 0.06), UNDECIDED, UNDECIDED),
+        ((EQUAL + 0.001, EQUAL, EQUAL - 0.001), AGREES, UNDECIDED),
+    ],
+)
+def test_verdicts_are_read_off_the_interval(gaps, better, equal):
+    gain = paired_gain([0.0] * 3, gaps)
+    assert (gain.when_better(), gain.when_equal()) == (better, equal)
+
+
+def family(*curves):
+    runs = [{"evaluations": [{"loss": x} for x in curve]} for curve in curves]
+    return Family({}, [run | {"config": {"seed": seed}} for seed, run in enumerate(runs)])
+
+
+def test_gains_are_taken_at_the_first_evaluation_and_the_last():
+    ours, theirs = family((9, 5, 2), (9, 6, 2)), family((9, 7, 3), (9, 9, 5))
+    assert early_gain(ours, theirs).by_seed == (2, 3)
+    assert final_gain(ours, theirs).by_seed == (1, 3)
+    more = family((9, 7, 3), (9, 9, 5), (9, 1, 1))  # a third seed has no pair
+    assert final_gain(ours, more) == final_gain(ours, theirs)
+
+
+def test_table_has_a_verdict_for_every_claim():
+    head, *rows = table()
+    assert len(rows) == len(CLAIMS)
+    assert all(len(row) == len(head) for row in rows)
+    assert {row[-1] for row in rows} <= {AGREES, DISAGREES, UNDECIDED, OPEN}
+    assert len({row[0] for row in rows}) == len(rows)
+
+
+def test_claim_without_records_is_open():
+    def measure():
+        raise MissingRun("nothing there")
+
+    assert Claim("text", "reported", measure).row() == ("text", "reported", "", OPEN)
+
+
+def test_readme_shows_the_table_as_the_records_have_it():
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    assert markdown(table()) in readme
