@@ -76,7 +76,7 @@ def _stop(number, frame):
 
 
 def command(program: str) -> Callable:
-    """Decorate a command's `main(arguments) -> exit code or None`: it ends in a code, never a traceback.
+    """Decorate a command's `main(arguments)`, which returns an exit code: it ends without traceback.
 
     Whatever ends it early is one line on stderr. Errors that only a bug can raise pass through.
     """

@@ -1,4 +1,4 @@
-"""What several test modules need: random inputs, tiny runs, damaged files, and commands in processes."""
+"""What several test modules need: random inputs, tiny runs, damaged files, commands in processes."""
 
 import json
 import multiprocessing
@@ -81,7 +81,7 @@ class Bomb:
         return os.mkdir, (str(self.path),)
 
 
-# To start an interpreter and import PyTorch takes seconds; to fork one that has done so, a tenth of one.
+# To start an interpreter and import PyTorch takes seconds; to fork one that has done so, a tenth.
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["l3paper.training.steps", "l3paper.lookup.reference"])
 

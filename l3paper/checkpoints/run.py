@@ -1,8 +1,8 @@
 """A training run on disk: checkpoints from which it resumes as if it had never stopped.
 
-Each is a folder inside the run's own: a saved model, so that one can generate from it, and beside it the
-optimizer's tensors, the states of the random generators, and all that was measured so far. Nothing is
-ever unpickled.
+Each is a folder inside the run's own: a saved model, so that one can generate from it, and beside it
+the optimizer's tensors, the states of the random generators, and all that was measured so far. Nothing
+is ever unpickled.
 """
 
 import json
