@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from l3paper.allocation import allocation_to_bounds
-from l3paper.lookup.reference import LOOKUPS, loop
+from l3paper.lookup import LOOKUPS, loop
 
 TOLERANCES = {"float64": 1e-12, "float32": 1e-5, "bfloat16": 2e-2}
 """Largest relative error, in the norm, of output and gradients. bfloat16 rounds inputs, weights and

@@ -13,7 +13,7 @@ from l3paper.bench.lookup import SETTINGS, flex, main
 from l3paper.bench.training import SIZES
 from l3paper.costs.accounting import account
 from l3paper.experiments.catalogue import EXPERIMENTS, without_and_with
-from l3paper.lookup.reference import LOOKUPS, loop
+from l3paper.lookup import LOOKUPS, loop
 from l3paper.training.config import PRESETS
 
 CPU = torch.device("cpu")
