@@ -64,7 +64,7 @@ def stream(
             logits = model.logits(hidden[torch.arange(len(idx), device=device), last])  # (B, vocab)
             if not logits.isfinite().all():
                 raise ValueError("the model's logits are not finite: its weights are of no use")
-            cache.lengths = [held + new for held, new in zip(cache.lengths, lengths, strict=True)]
+            cache.advance(lengths)
             lengths = [1] * len(idx)
             idx = choose(logits, temperature, top_k, top_p, generator)  # (B, 1)
             yield idx[:, 0].tolist()

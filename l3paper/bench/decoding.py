@@ -67,7 +67,7 @@ def decode(model: GPT, ids: Tensor) -> None:
     with torch.inference_mode(), precision(model):
         for step in ids.to(model.device):
             hidden = model.hidden_states(step, cache)
-            cache.lengths = [length + 1 for length in cache.lengths]
+            cache.advance([1] * len(cache.lengths))
             model.logits(hidden[:, -1]).argmax(dim=-1).tolist()
 
 

@@ -28,7 +28,8 @@ from l3paper.data.corpus import fingerprint, read_documents
 from l3paper.data.streams import load_corpus, training_batch
 from l3paper.experiments.catalogue import EXPERIMENTS, without_and_with
 from l3paper.files import require_writable
-from l3paper.lookup.reference import blocked, grouped, padded
+from l3paper.lookup import blocked, padded
+from l3paper.lookup.grouped import grouped
 from l3paper.parts.device import pick_device
 from l3paper.records import environment, write_record
 from l3paper.training.config import PRESETS

@@ -14,7 +14,7 @@ from l3paper.costs.accounting import Accounting
 from l3paper.data.streams import TokenizedCorpus, load_corpus, training_batch
 from l3paper.experiments.catalogue import DENSE, spread
 from l3paper.gpt import GPT
-from l3paper.layer import autocast_tables
+from l3paper.layer import rms_norm
 from l3paper.parts.device import precision
 from l3paper.parts.optimizer import MuonAdamW
 from l3paper.training.build import build_model
@@ -165,13 +165,16 @@ def layer_jobs(model: GPT, idx: Tensor, compiled: bool) -> dict[str, Callable[[]
     tables = list(dict.fromkeys(layer.tables()))
     weights = [linear.weight for linear in layer.projections()]
     sums = [torch.zeros_like(table) for table in tables]
-    mix = torch.compile(layer.mix, dynamic=False) if compiled else layer.mix
+
+    def mixed(looked_up: Tensor, x: Tensor) -> Tensor:
+        return layer.w_mix(torch.cat([rms_norm(layer.w_up(looked_up)), x], dim=-1))
+
+    mix = torch.compile(mixed, dynamic=False) if compiled else mixed
     plan = layer.plan(idx)
 
     def lookup() -> None:
         with precision(model):
-            keys, values = autocast_tables(*layer.tables())
-            output = layer.lookup(query, idx.flatten(), layer.bounds, keys, values, plan)
+            output = layer.look_up(query, idx.flatten(), plan)
         _, *gradients = torch.autograd.grad(output, [query, *tables], found.detach())
         for total, gradient in zip(sums, gradients, strict=True):
             total += gradient

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from l3paper.gpt import GPT
 from l3paper.insight.lens import streams
-from l3paper.layer import L3Layer
+from l3paper.layer import L3Layer, rms_norm
 
 
 def row_weights(layer: L3Layer, x: Tensor, token_ids: Tensor) -> Tensor:
@@ -21,9 +21,9 @@ def row_weights(layer: L3Layer, x: Tensor, token_ids: Tensor) -> Tensor:
     length = layer.bounds[token_ids + 1] - start
     place = torch.arange(int(length.max()), device=x.device)
     real = place < length[:, None]
-    keys, _ = layer.rows(*layer.tables())
+    keys, _ = layer.prepare(*layer.tables())
     rows = keys[torch.where(real, start[:, None] + place, 0)]  # (N, k, n_embd)
-    scores = torch.einsum("nd,nkd->nk", layer.query(x), rows)
+    scores = torch.einsum("nd,nkd->nk", rms_norm(x), rows)
     return scores.masked_fill(~real, -torch.inf).softmax(dim=-1)
 
 
@@ -94,8 +94,10 @@ def explore(model: GPT, block: int, token: int, idx: Tensor, most: int = 5) -> l
     weights = row_weights(layer, x, idx[sequence, position])  # (N, d_t)
     own = slice(int(layer.bounds[token]), int(layer.bounds[token + 1]))
     _, values = layer.tables()
-    silent = x.new_zeros(own.stop - own.start, layer.n_embd)
-    promoted = model.lm_head(layer.mix(values[own], silent)).argsort(dim=-1, descending=True)
+    up = rms_norm(layer.w_up(values[own]))  # (d_t, d_up)
+    promoted = model.lm_head(up @ layer.w_mix.weight[:, : up.shape[-1]].T).argsort(
+        dim=-1, descending=True
+    )
     order = weights.argsort(dim=0, descending=True)[:most]  # (most, d_t)
     return [
         Row(
