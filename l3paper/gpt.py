@@ -76,7 +76,7 @@ class GPTConfig:
             at_most(most, **{name: getattr(self, name)})
         if self.n_embd % self.n_head or self.head_dim % 2:
             raise ValueError(
-                f"n_embd is {self.n_embd}; over n_head = {self.n_head} it must give an even head width"
+                f"n_embd = {self.n_embd} over n_head = {self.n_head} must give an even head width"
             )
         if self.n_head % self.n_kv_head:
             raise ValueError(f"n_kv_head is {self.n_kv_head}; it must divide n_head = {self.n_head}")

@@ -30,10 +30,11 @@ from l3paper.checkpoints.model import (
     write_model,
     write_tensors,
 )
+from l3paper.errors import Failure
 from l3paper.files import locked, remove_folder
 from l3paper.gpt import GPT
 from l3paper.parts.optimizer import MuonAdamW
-from l3paper.training.distributed import divided_like, whole
+from l3paper.training.distributed import sharded_like, unsharded
 
 _WEIGHTS = FILES[2:]
 _STATE, _PROGRESS = "optimizer.safetensors", "progress.json"
@@ -98,8 +99,8 @@ class RunFolder:
         if self.newest == progress.step:  # it is there, and to replace it would risk it
             return
         self.newest = progress.step
-        state = whole(model.state_dict(), writes)
-        tensors = whole(optimizer_tensors(optimizer), writes)
+        state = unsharded(model.state_dict(), writes)
+        tensors = unsharded(optimizer_tensors(optimizer), writes)
         if not writes:
             return
         path = self.settings.folder / f"step-{progress.step:09}"
@@ -133,7 +134,7 @@ class RunFolder:
             self._require_same(folder, run)
             try:
                 own = model.state_dict()
-                model.load_state_dict({k: divided_like(t, own[k]) for k, t in weights.items()})
+                model.load_state_dict({k: sharded_like(t, own[k]) for k, t in weights.items()})
                 load_optimizer_tensors(optimizer, tensors, begun=progress.step > 0)
                 _restore_random_states(tensors)
             except UNUSABLE as error:
@@ -236,7 +237,7 @@ def load_optimizer_tensors(optimizer: MuonAdamW, tensors: dict[str, Tensor], beg
                         f"{part}.{number}.{name} is missing, or not of its parameter's shape"
                     )
             # cloned, since the file may go
-            own = {name: divided_like(tensor.clone(), like) for name, tensor in own.items()}
+            own = {name: sharded_like(tensor.clone(), like) for name, tensor in own.items()}
             state[part]["state"][number] = own
         if begun and parameters and not state[part]["state"]:
             raise ValueError(f"there is no state of {part}")
@@ -257,17 +258,17 @@ def _restore_random_states(tensors: dict[str, Tensor]) -> None:
             torch.cuda.set_rng_state(tensors[f"random.cuda.{i}"], i)
 
 
-class Interrupted(Exception):
+class Interrupted(Failure):
     """A run that was told to stop has written a checkpoint and stopped."""
 
     def __init__(self, number: int, step: int, folder: Path):
         super().__init__(number, step, folder)
-        self.number = number
+        self.code = 128 + number
 
     def __str__(self) -> str:
         number, step, folder = self.args
         name = signal.Signals(number).name
-        return f"{name} after step {step}: --resume goes on from {str(folder)!r}"
+        return f"{name} after step {step}: --resume continues from {str(folder)!r}"
 
 
 @contextmanager

@@ -27,10 +27,8 @@ from l3paper.data.tokenizer import END_OF_TEXT_ID
 from l3paper.experiments.runs import final_loss, recorded
 from l3paper.files import cache_folder, locked, sha256
 from l3paper.records import read_record
-from l3paper.train import main, train
-from l3paper.training import steps
+from l3paper.train import Diverged, main, train
 from l3paper.training.config import TrainConfig
-from l3paper.training.steps import Diverged
 
 SIZES = dict(
     vocab_size=300, depth=2, n_embd=32, sequence_len=16, batch_size=4, num_iterations=9, eval_every=4
