@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import get_args
 
 from l3paper.allocation import ALLOCATIONS
-from l3paper.costs.accounting import STAND_INS
+from l3paper.costs.equal import STAND_INS
 from l3paper.errors import at_least, at_most, one_of
 from l3paper.gpt import GPTConfig
 from l3paper.parts.variants import VARIANTS

@@ -103,7 +103,8 @@ def parallel(model: GPT, group: Group, shard: bool) -> nn.Module:
             fully_shard(layer, mesh=mesh, reshard_after_forward=False, ignored_params=own)
         else:
             layer.lookup = SharedLookup(group)
-    # Tables have an exchange of their own; buffers (bounds, angles) are equal everywhere and never change.
+    # Tables have an exchange of their own; buffers (bounds, angles) are equal everywhere and never
+    # change.
     ignored = [*model.table_names(), *(name for name, _ in model.named_buffers())]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, ignored)
     unused = bool(model.config.n_experts)  # an expert that no position chose has no gradient
