@@ -57,6 +57,12 @@ def nonempty_path(text: str) -> Path:
     return Path(text)
 
 
+@functools.cache
+def note_once(text: str) -> None:
+    """Print a line on stderr, once in the life of the process."""
+    print(text, file=sys.stderr)
+
+
 class Failure(Exception):
     """A run that failed although its input was good; `code` is the command's exit code."""
 

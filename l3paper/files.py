@@ -1,16 +1,16 @@
 """Where files go and how they get there: whole, or not at all."""
 
 import errno
-import functools
 import hashlib
 import os
 import shutil
-import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
+
+from l3paper.errors import note_once
 
 try:
     import fcntl
@@ -114,7 +114,7 @@ def locked(folder: Path, wait: bool = True) -> Iterator[None]:
         except OSError as error:
             if error.errno not in _UNSUPPORTED:
                 raise
-            _note("this file system has no locks: two runs on one folder are not held apart")
+            note_once("this file system has no locks: two runs on one folder are not held apart")
         yield
 
 
@@ -173,7 +173,7 @@ def _sync(path: Path) -> None:
     except OSError as error:
         if not (path.is_dir() and error.errno in _UNSUPPORTED):
             raise
-        _note("this file system cannot flush folders: a power failure may lose the newest files")
+        note_once("this file system cannot flush folders: a power failure may lose the newest files")
     finally:
         os.close(handle)
 
@@ -191,12 +191,6 @@ def _naming(path: Path, temporary: Path) -> Iterator[None]:
             raise
         name = str(error.filename or path).replace(str(temporary), str(path))
         raise OSError(error.errno, error.strerror, name) from error
-
-
-@functools.cache
-def _note(text: str) -> None:
-    """Print `text` on stderr, once in the life of the process."""
-    print(text, file=sys.stderr)
 
 
 def _neighbour(path: Path) -> Path:
