@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 from l3paper.data.tokenizer import load_tokenizer
-from l3paper.files import atomic_folder, require_writable, sha256
+from l3paper.files import atomic_folder, require_replaceable, sha256
 from l3paper.gpt import GPT, GPTConfig
 from l3paper.lookup.offload import FileTable, RowStore, offload_tables
 
@@ -61,7 +61,7 @@ def require_place(folder: Path, others: Iterable[Path] = ()) -> None:
     for other in others:
         if other.absolute().is_relative_to(folder):
             raise ValueError(f"{str(folder)!r} is for a model alone; {str(other)!r} cannot be inside")
-    require_writable(folder.parent / f"new-{folder.name}")
+    require_replaceable(folder)
 
 
 @contextmanager

@@ -156,10 +156,9 @@ PRESETS = {
 
 
 def preset_name(default: str = "smoke") -> str:
-    """$L3_PRESET or `default`; ValueError where that is none of the presets."""
-    name = os.environ.get("L3_PRESET", default)
-    if name not in PRESETS:
-        raise ValueError(f"L3_PRESET is {name!r}; choose one of {', '.join(PRESETS)}")
+    """Return $L3_PRESET, or `default` if that is unset or empty; ValueError if it is not a preset."""
+    name = os.environ.get("L3_PRESET") or default
+    one_of(list(PRESETS), L3_PRESET=name)
     return name
 
 
