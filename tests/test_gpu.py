@@ -10,7 +10,7 @@ import torch
 
 from l3paper import gpu
 from l3paper.experiments.catalogue import EXPERIMENTS
-from l3paper.experiments.runs import results
+from l3paper.experiments.search import results
 from l3paper.gpu import PARTS, SCALE, TOY, Part, command_of, main
 from l3paper.records import read_record
 

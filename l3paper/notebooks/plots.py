@@ -18,7 +18,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
-from l3paper.experiments.claims import Gain
+from l3paper.experiments.statistics import Gain
 from l3paper.files import atomic_write
 from l3paper.records import markdown
 

@@ -24,7 +24,8 @@ from l3paper.checkpoints.model import load_model, save_model
 from l3paper.checkpoints.run import Checkpoints, Interrupted
 from l3paper.data.streams import batch_starts, documents_at, load_corpus
 from l3paper.data.tokenizer import END_OF_TEXT_ID
-from l3paper.experiments.runs import final_loss, recorded
+from l3paper.experiments.command import make_run
+from l3paper.experiments.runs import final_loss
 from l3paper.files import cache_folder, locked, sha256
 from l3paper.records import read_record
 from l3paper.train import Diverged, main, train
@@ -415,23 +416,22 @@ def test_one_batch_is_learnt_by_heart(config):
 
 def test_interrupted_run_of_an_experiment_goes_on(config, tmp_path, stop_after, monkeypatch):
     monkeypatch.setenv("L3_CACHE", str(tmp_path / "cache"))
-    path, sha256 = tmp_path / "r.json", load_corpus(config.data, config.vocab_size).sha256
+    path = tmp_path / "r.json"
     stop_after(signal.SIGTERM, 5)
     with pytest.raises(Interrupted):
-        recorded(config, path, sha256)
+        make_run(config, path)
     stop_after(signal.SIGTERM, -1)
     assert not path.exists()
     done, original = [], steps.train_step
     monkeypatch.setattr(steps, "train_step", lambda run, step: done.append(step) or original(run, step))
-    record = recorded(config, path, sha256)
+    make_run(config, path)
     assert done == [5, 6, 7, 8]
-    assert record["train_loss"] == train(config, False).record["train_loss"]
+    assert read_record(path)["train_loss"] == train(config, False).record["train_loss"]
     assert not list((cache_folder() / "unfinished").iterdir())
 
 
 def test_diverged_run_of_an_experiment_is_recorded(exploding, tmp_path):
-    sha256 = load_corpus(exploding.data, exploding.vocab_size).sha256
-    recorded(exploding, tmp_path / "r.json", sha256)
+    make_run(exploding, tmp_path / "r.json")
     assert final_loss(read_record(tmp_path / "r.json")) == math.inf
 
 
