@@ -30,115 +30,110 @@ class Part(NamedTuple):
     minutes: float
     """Predicted for one H200; the record has the measured minutes beside them."""
     command: list[str]
-    """Arguments of the Python interpreter. The last is where the results go, and not compared when
-    the part is asked for again."""
-    resumes: bool = False
+    """Arguments of the Python interpreter; the last is where the results go."""
+    resumes: bool
     """Whether the part resumes where it was interrupted."""
 
 
 def parts(folder: Path, toy: bool = False, data: str = "stdlib", words: str = "") -> dict[str, Part]:
-    """All parts by name, in the order in which they run: the cheap ones that might stop the rest first.
+    """All parts by name, in their order: first the cheap ones that may show that the rest is in vain.
 
-    A benchmark NAME writes `gpu/NAME.json` in `folder`, an experiment its runs into `runs/`. `toy`
-    parts run on the CPU. Experiments train on `data` and are evaluated on `words`.
+    A benchmark NAME writes `gpu/NAME.json` in `folder`, an experiment its runs into `runs`. Toy parts
+    are for the CPU. Experiments train on `data` and are evaluated on `words`.
     """
     device, repeats, seeds = ("cpu", "1", "1") if toy else ("cuda", "7", "3")
-    preset, setting, size, large = ("smoke",) * 4 if toy else ("gpu", "paper", "100M", "400M")
-
-    def bench(name: str, what: str, *flags: str) -> list[str]:
-        shared = ["--device", device, "--repeats", repeats, "--json", f"{folder / 'gpu' / name}.json"]
-        return ["-m", "l3paper.bench", what, *flags, *shared]
-
-    def experiment(name: str) -> list[str]:
-        text = ["--data", data, "--words", words]
-        size = ["--preset", preset, "--seeds", seeds, "--jobs", "1"]
-        return ["-m", "l3paper.experiments", name, *size, *text, "--folder", str(folder / "runs")]
-
-    return {
-        "correctness": Part(1, bench("correctness", "correctness")),
-        "lookup": Part(3, bench("lookup", "lookup", "--setting", setting, "--dtype", "bfloat16")),
-        "throughput": Part(5, bench("throughput", "throughput", "--size", size)),
-        "main": Part(20, experiment("main"), resumes=True),
-        "throughput-large": Part(8, bench("throughput-large", "throughput", "--size", large)),
-        "allocation": Part(9, experiment("allocation"), resumes=True),
-        "k_max": Part(5, experiment("k_max"), resumes=True),
-        "decode": Part(4, bench("decode", "decode", "--preset", preset)),
-        "decode-places": Part(6, bench("decode-places", "decode", "--preset", preset, "--sweep")),
-    }
-
-
-def run_part(part: Part, record: Path, deadline: float, patience: float = 20) -> int | None:
-    """Run a part unless `record` says that it is done; return its exit code.
-
-    None: `deadline`, a time of `time.monotonic`, stopped the part, or too little time was left for a
-    part that cannot resume. A part that does not stop is killed after `patience` seconds.
-    """
-    before = read_record(record) if record.exists() else {}
-    if before.get("command") != part.command[:-1]:
-        before = {"done": False, "minutes": 0.0}
-    if before["done"]:
-        print(f"{record.stem}: done already, in {before['minutes']:.1f} minutes", flush=True)
-        return 0
-    begin = time.monotonic()
-    left = deadline - begin
-    if left <= 0 or (not part.resumes and left < 60 * part.minutes):
-        print(f"{record.stem}: skipped, it needs {part.minutes:g} minutes", flush=True)
-        return None
-    print(f"{record.stem}: about {part.minutes:g} minutes on an H200", flush=True)
-    # A session of its own, so that all processes that the part starts can be stopped with it.
-    process = subprocess.Popen([sys.executable, *part.command], start_new_session=True)
-    try:
-        code = process.wait(None if left == math.inf else left)
-    except subprocess.TimeoutExpired:
-        code = None
-    finally:
-        if process.poll() is None:
-            _stop(process, patience)
-    minutes = before["minutes"] + (time.monotonic() - begin) / 60
-    outcome = {"done": code == 0, "minutes": minutes, "predicted_minutes": part.minutes}
-    write_record(record, outcome | {"command": part.command[:-1]})
-    return code
-
-
-def _stop(process: subprocess.Popen, patience: float) -> None:
-    """Let a part and all its processes write their checkpoints, then kill those that are left."""
-    os.killpg(process.pid, signal.SIGINT)
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(patience)
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    setting, size, large, preset = ["smoke"] * 4 if toy else ("paper", "100M", "400M", "gpu")
+    text = ["--data", data, "--words", words, "--seeds", seeds, "--jobs", "1"]
+    all_parts = {}
+    for name, minutes, words_of_command in (
+        ("correctness", 1, "bench correctness"),
+        ("lookup", 3, f"bench lookup --setting {setting} --dtype bfloat16"),
+        ("throughput", 5, f"bench throughput --size {size}"),
+        ("main", 20, f"experiments main --preset {preset}"),
+        ("throughput-large", 8, f"bench throughput --size {large}"),
+        ("allocation", 9, f"experiments allocation --preset {preset}"),
+        ("k_max", 5, f"experiments k_max --preset {preset}"),
+        ("decode", 4, f"bench decode --preset {preset}"),
+        ("decode-places", 6, f"bench decode --preset {preset} --sweep"),
+    ):
+        module, *flags = words_of_command.split()
+        if resumes := module == "experiments":
+            flags += [*text, "--folder", str(folder / "runs")]
+        else:
+            flags += ["--device", device, "--repeats", repeats]
+            flags += ["--json", str(folder / "gpu" / f"{name}.json")]
+        all_parts[name] = Part(minutes, ["-m", f"l3paper.{module}", *flags], resumes)
+    return all_parts
 
 
 def run_parts(
     chosen: dict[str, Part], folder: Path, minutes: float = math.inf, patience: float = 20
 ) -> int:
-    """Run parts in turn, and print what `folder` holds then; return the exit code.
+    """Run parts in turn, for `minutes` at most, and print what `folder` holds then.
 
-    Each part's outcome is recorded in `gpu/parts/NAME.json`.
+    Return 1 if a part failed, else UNFINISHED if one was stopped or skipped for lack of time, else 0.
+    The record `gpu/parts/NAME.json` says whether a part is done, by which command, but for its last
+    word; a part that is done is skipped. See `_run` for `patience`.
     """
-    deadline = time.monotonic() + 60 * minutes
-    codes = {}
-    for name, part in chosen.items():
-        codes[name] = run_part(part, _outcome(folder, name), deadline, patience)
-        if codes[name]:
-            print(f"{name} failed with exit code {codes[name]}", file=sys.stderr)
+    deadline, codes = time.monotonic() + 60 * minutes, []
+    for name, (predicted, arguments, resumes) in chosen.items():
+        record = _outcome(folder, name)
+        begin = time.monotonic()
+        if record["command"] == arguments[:-1] and record["done"]:
+            print(f"{name}: done already, in {record['minutes']:.1f} minutes", flush=True)
+        elif deadline - begin < (0 if resumes else 60 * predicted):
+            print(f"{name}: skipped, it needs {predicted:g} minutes", flush=True)
+            codes.append(None)
+        else:
+            print(f"{name}: about {predicted:g} minutes on an H200", flush=True)
+            codes.append(_run(arguments, deadline - begin, patience))
+            if codes[-1]:
+                print(f"{name} failed with exit code {codes[-1]}", file=sys.stderr)
+            before = record["minutes"] if record["command"] == arguments[:-1] else 0.0
+            record = {
+                "done": codes[-1] == 0,
+                "minutes": before + (time.monotonic() - begin) / 60,
+                "predicted_minutes": predicted,
+                "command": arguments[:-1],
+            }
+            write_record(folder / "gpu" / "parts" / f"{name}.json", record)
     for title, rows in tables(folder / "gpu").items():
         print(title, markdown(rows), sep="\n", end="\n\n")
     print(overview(folder))
-    return 1 if any(codes.values()) else UNFINISHED if None in codes.values() else 0
+    return 1 if any(codes) else UNFINISHED if None in codes else 0
 
 
-def _outcome(folder: Path, name: str) -> Path:
-    return folder / "gpu" / "parts" / f"{name}.json"
+def _run(arguments: list[str], seconds: float, patience: float) -> int | None:
+    """Run the interpreter with these arguments; return its exit code, or None if it was stopped.
+
+    After `seconds`, it is asked to stop, and killed if it has not within `patience` seconds more.
+    """
+    # A session of its own, so that all processes that the part starts can be stopped with it.
+    process = subprocess.Popen([sys.executable, *arguments], start_new_session=True)
+    try:
+        return process.wait(None if seconds == math.inf else seconds)
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGINT)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(patience)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _outcome(folder: Path, name: str) -> dict:
+    path = folder / "gpu" / "parts" / f"{name}.json"
+    return read_record(path) if path.exists() else {"done": False, "minutes": 0.0, "command": None}
 
 
 def overview(folder: Path = RECORDS) -> str:
     """A table of all parts: what is done, and the minutes that were predicted and taken."""
     rows = [("part", "done", "minutes predicted", "minutes taken")]
     for name, part in parts(folder).items():
-        path = _outcome(folder, name)
-        outcome = read_record(path) if path.exists() else {"done": False, "minutes": 0.0}
+        outcome = _outcome(folder, name)
         done = "yes" if outcome["done"] else "no"
         rows.append((name, done, f"{part.minutes:g}", f"{outcome['minutes']:.1f}"))
     return markdown(rows)
@@ -146,7 +141,7 @@ def overview(folder: Path = RECORDS) -> str:
 
 @command("python -m l3paper.gpu")
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; exit code 1 if a part failed, 75 if `--minutes` ended before the parts."""
+    """Run the command line; the exit code is that of `run_parts`."""
     names = list(parts(RECORDS))
     parser = argparse.ArgumentParser(
         prog="python -m l3paper.gpu",
@@ -154,13 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(names))
     parser.add_argument("--skip", nargs="*", default=[], metavar="PART", help="leave these out")
-    parser.add_argument(
-        "--minutes",
-        type=float,
-        default=math.inf,
-        metavar="N",
-        help="stop then; the same command resumes",
-    )
+    parser.add_argument("--minutes", type=float, default=math.inf, metavar="N", help="stop after these")
     parser.add_argument("--data", default="stdlib", help="text of the experiments, as of l3paper.train")
     parser.add_argument("--words", default="", metavar="FILE", help="as of l3paper.train")
     parser.add_argument("--folder", type=Path, help="of all records (default: figures/data)")
@@ -175,11 +164,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.dry_run:
         if options.folder is None:
             raise ValueError("--dry-run needs --folder: its records are not results")
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # for the parts, which inherit it
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the parts inherit it
     elif environment(pick_device("cuda"))["commit"] is None:
         raise ValueError("the commit is unknown here, and records name it: set L3_COMMIT")
     folder = options.folder or RECORDS
-    require_writable(_outcome(folder, "any"))
+    require_writable(folder / "gpu" / "any")
     available = parts(folder, options.dry_run, options.data, options.words)
     wanted = [name for name in options.parts or names if name not in options.skip]
     return run_parts({name: available[name] for name in wanted}, folder, options.minutes)

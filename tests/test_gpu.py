@@ -45,7 +45,7 @@ def test_dry_run_of_everything(tmp_path, capfd, monkeypatch):
         assert record["seed"] == 0
         assert name == "correctness" or re.fullmatch("[0-9a-f]{64}", record["corpus"]["sha256"])
     for model in ("dense", "L3", "L3, two layers", "L3 offloaded"):
-        assert f"\n| {model} | " in printed
+        assert f"| {model} | " in printed
     folder.rename(elsewhere)
     assert main(["--dry-run", "--folder", str(elsewhere)]) == 0  # nothing is left to do
     assert capfd.readouterr().out.count("done already") == len(parts(folder))

@@ -21,7 +21,7 @@ from l3paper.experiments.catalogue import EXPERIMENTS, without_and_with
 from l3paper.files import require_writable
 from l3paper.parts.device import pick_device
 from l3paper.records import environment, write_record
-from l3paper.training.config import PRESETS, TrainConfig
+from l3paper.training.config import PRESETS
 
 SEED = 0
 """The seed of weights and batches."""
@@ -36,64 +36,55 @@ FLAGS = {
 }
 
 
+SIZES_BY_FLAG = {"setting": SETTINGS, "preset": PRESETS, "size": SIZES}
+
+
 class Benchmark(NamedTuple):
     title: str
     flags: tuple[str, ...]
-    size: Callable[[Namespace], dict]
-    """What a record says of the problem beside the flags; empty if no text is read."""
     run: Callable[[Namespace, torch.device], list[dict]]
 
 
-def _configs(options: Namespace) -> dict[str, TrainConfig]:
+def _train_step(options: Namespace, device: torch.device) -> list[dict]:
+    configs = without_and_with(PRESETS[options.preset])
     if options.experiment:
-        return EXPERIMENTS[options.experiment].configs(options.preset, "stdlib")
-    return without_and_with(PRESETS[options.preset])
+        configs = EXPERIMENTS[options.experiment].configs(options.preset, "stdlib")
+    return bench_train_step(configs, options.repeats, device)
 
 
 BENCHMARKS = {
     "correctness": Benchmark(
-        "check every lookup against the loop in float64",
-        (),
-        lambda options: {},
-        lambda options, device: check_lookups(device),
+        "check every lookup against the loop in float64", (), lambda o, device: check_lookups(device)
     ),
     "lookup": Benchmark(
         "time the lookups, beside the floors of arithmetic and memory",
         ("setting", "dtype"),
-        lambda options: asdict(SETTINGS[options.setting]),
-        lambda options, device: bench_lookup(
-            SETTINGS[options.setting], options.repeats, device, getattr(torch, options.dtype)
-        ),
+        lambda o, device: bench_lookup(SETTINGS[o.setting], o.repeats, device, getattr(torch, o.dtype)),
     ),
     "optimizer": Benchmark(
         "time the update of a table",
         ("setting",),
-        lambda options: asdict(SETTINGS[options.setting]),
-        lambda options, device: bench_optimizer(SETTINGS[options.setting], options.repeats, device),
+        lambda o, device: bench_optimizer(SETTINGS[o.setting], o.repeats, device),
     ),
     "train-step": Benchmark(
         "time a training step of a preset's models, or of an experiment's",
         ("preset", "experiment"),
-        lambda options: asdict(next(iter(_configs(options).values()))),
-        lambda options, device: bench_train_step(_configs(options), options.repeats, device),
+        _train_step,
     ),
     "throughput": Benchmark(
         "time and profile the parts of a training step",
         ("size",),
-        lambda options: asdict(SIZES[options.size]),
-        lambda options, device: bench_throughput(options.size, options.repeats, device),
+        lambda o, device: bench_throughput(o.size, o.repeats, device),
     ),
     "allocation": Benchmark(
         "time the LZW scan and the allocation of rows",
         (),
-        lambda options: {"vocab_size": 4096},
-        lambda options, device: bench_allocation(options.repeats),
+        lambda o, device: bench_allocation(o.repeats),
     ),
     "decode": Benchmark(
         "time decoding with the tables in each place",
         ("preset", "sweep"),
-        lambda options: asdict(PRESETS[options.preset]),
-        lambda options, device: bench_decode(options.preset, options.repeats, device, options.sweep),
+        lambda o, device: bench_decode(o.preset, o.repeats, device, o.sweep),
     ),
 }
 
@@ -118,15 +109,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.json:
         require_writable(options.json)
     torch.manual_seed(SEED)
-    benchmark = BENCHMARKS[options.what]
-    results = benchmark.run(options, device)
+    _, flags, run = BENCHMARKS[options.what]
+    results = run(options, device)
     print(as_table(results))
     if options.json:
-        size = benchmark.size(options)
-        setting = {flag: getattr(options, flag) for flag in benchmark.flags} | size
+        setting = {flag: getattr(options, flag) for flag in flags}
+        for flag in SIZES_BY_FLAG.keys() & flags:
+            if not setting.get("experiment"):  # which has sizes of its own
+                setting |= asdict(SIZES_BY_FLAG[flag][setting[flag]])
         record = {"bench": options.what, "setting": setting, "seed": SEED, "results": results}
-        if size:
-            corpus = load_corpus(vocab_size=size["vocab_size"], max_bytes=size.get("data_bytes"))
+        if options.what != "correctness":
+            corpus = load_corpus(vocab_size=setting.get("vocab_size", 4096))
             record["corpus"] = {"name": corpus.name, "sha256": corpus.sha256}
         write_record(options.json, record | {"environment": environment(device)})
     return int(any(row.get("verdict") == "WRONG" for row in results))

@@ -10,17 +10,11 @@ from l3paper.errors import command
 from l3paper.notebooks import NOTEBOOKS
 
 
-@command("python -m l3paper.notebooks")
-def main(arguments: Sequence[str] | None = None, folder: Path = NOTEBOOKS) -> int:
-    """Run the command line: one progress line per notebook; exit code 1 if a cell fails."""
-    parser = argparse.ArgumentParser(
-        prog="python -m l3paper.notebooks",
-        description="Execute the notebooks in order, rewriting their outputs and figures/*.png.",
-    )
-    parser.add_argument(
-        "numbers", nargs="*", metavar="NN", help="only these, such as 01 (default: all)"
-    )
-    numbers = parser.parse_args(arguments).numbers
+def execute_all(numbers: Sequence[str], folder: Path = NOTEBOOKS) -> int:
+    """Execute the notebooks of `folder` with these numbers, or all; return 1 if a cell fails, else 0.
+
+    Raises ValueError without that folder or number, ImportError without the packages it takes.
+    """
     if not folder.is_dir():
         raise ValueError(f"{folder} is not there: run this in a checkout of the repository")
     paths = [path for path in sorted(folder.glob("*.ipynb")) if path.name[:2] in numbers or not numbers]
@@ -39,6 +33,17 @@ def main(arguments: Sequence[str] | None = None, folder: Path = NOTEBOOKS) -> in
             print(f"failed\n{error}", file=sys.stderr)
             return 1
     return 0
+
+
+@command("python -m l3paper.notebooks")
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line: one progress line per notebook."""
+    parser = argparse.ArgumentParser(
+        prog="python -m l3paper.notebooks",
+        description="Execute the notebooks in order, rewriting their outputs and figures/*.png.",
+    )
+    parser.add_argument("numbers", nargs="*", metavar="NN", help="such as 01 (default: all)")
+    return execute_all(parser.parse_args(arguments).numbers)
 
 
 if __name__ == "__main__":

@@ -102,6 +102,7 @@ def test_throughput_accounts_for_a_step(tmp_path, capsys):
         assert 0 < sum(one["share"] for one in row["profile"]) <= 1.001
     speeds, *profiles = tables(tmp_path).values()
     assert [row[0] for row in speeds] == ["model", *(row["model"] for row in rows)]
+    assert "profile" not in speeds[0]
     assert len(profiles) == len(rows)
 
 
