@@ -13,14 +13,7 @@ from pathlib import Path
 import torch
 
 from l3paper.checkpoints.model import require_place, save_model
-from l3paper.checkpoints.run import (
-    Checkpoints,
-    Interrupted,
-    Progress,
-    RunFolder,
-    raised_signals,
-    run_folder,
-)
+from l3paper.checkpoints.run import Checkpoints, Progress, RunFolder, run_folder
 from l3paper.costs.accounting import Accounting, exchanged_bytes
 from l3paper.data.streams import (
     TokenizedCorpus,
@@ -37,6 +30,7 @@ from l3paper.training.build import build_model, compile_model
 from l3paper.training.config import TrainConfig, add_flags, from_flags
 from l3paper.training.distributed import joined, parallel, speaks, whole
 from l3paper.training.evaluation import read_words, word_perplexity
+from l3paper.training.signals import Interrupted, raised_signals
 from l3paper.training.steps import Diverged, Training, tokens_a_step, train_on
 
 
@@ -241,7 +235,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Diverged as error:
         return _fail(error, 1)
     except Interrupted as error:
-        return _fail(error, 128 + error.number)
+        return _fail(error, error.code)
     except KeyboardInterrupt as error:
         number = error.args[0] if error.args else signal.SIGINT
         left = "--resume goes on from the newest checkpoint, where --checkpoint-dir has one"

@@ -26,13 +26,14 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-from l3paper.checkpoints.run import Checkpoints, Interrupted
+from l3paper.checkpoints.run import Checkpoints
 from l3paper.data.streams import corpus_name, load_corpus
 from l3paper.experiments.catalogue import EXPERIMENTS
 from l3paper.files import cache_folder, locked
 from l3paper.records import RECORDS, markdown, read_record, write_record
 from l3paper.train import train
 from l3paper.training.config import PRESETS, TrainConfig
+from l3paper.training.signals import Interrupted
 from l3paper.training.steps import Diverged
 
 RUNS = RECORDS / "runs"

@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
-from l3paper.checkpoints.run import Interrupted, Progress, RunFolder, noted_signals
+from l3paper.checkpoints.run import Progress, RunFolder
 from l3paper.data.batches import Batches
 from l3paper.data.streams import TokenizedCorpus
 from l3paper.gpt import GPT
@@ -21,6 +21,7 @@ from l3paper.parts.optimizer import MuonAdamW
 from l3paper.training.config import TrainConfig
 from l3paper.training.distributed import Group, exchange, limit_gradients
 from l3paper.training.evaluation import evaluate
+from l3paper.training.signals import Interrupted, noted_signals
 
 WARMUP = 0.02
 """Share of the steps in which the learning rate rises to its peak."""

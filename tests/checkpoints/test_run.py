@@ -21,7 +21,7 @@ from helpers import KINDS, Bomb, flip, rewrite
 from kills import kill_and_resume
 from l3paper import train as train_module
 from l3paper.checkpoints.model import load_model, save_model
-from l3paper.checkpoints.run import Checkpoints, Interrupted
+from l3paper.checkpoints.run import Checkpoints
 from l3paper.data.streams import batch_starts, documents_at, load_corpus
 from l3paper.data.tokenizer import END_OF_TEXT_ID
 from l3paper.experiments.runs import final_loss, recorded
@@ -30,6 +30,7 @@ from l3paper.records import read_record
 from l3paper.train import main, train
 from l3paper.training import steps
 from l3paper.training.config import TrainConfig
+from l3paper.training.signals import Interrupted
 from l3paper.training.steps import Diverged
 
 SIZES = dict(
@@ -137,7 +138,7 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_taken(
     monkeypatch.setattr(steps, "train_step", lambda *a: done.append(a[-1]) or original(*a))
     resumed = train(config, False, stopped)
     assert done == [6, 7, 8]
-    assert "step-000000007 is passed over: " in capsys.readouterr().err
+    assert "step-000000007 is skipped: " in capsys.readouterr().err
     assert outcome(resumed) == outcome(train(config, False))
 
 
@@ -147,7 +148,7 @@ def test_a_damaged_checkpoint_takes_no_place_among_those_kept(config, stopped, s
     interrupted(config, one, stop_after, 7)  # it goes on from step 6, and leaves one of its own
     load_model(stopped.folder / "step-000000007", torch.device("cpu"))
     flip(stopped.folder / "step-000000007" / "weights.safetensors")
-    with pytest.raises(ValueError, match=r"no checkpoint in .* is whole"):
+    with pytest.raises(ValueError, match=r"no checkpoint in .* is intact"):
         train(config, False, one)
 
 
@@ -225,7 +226,7 @@ def test_progress_that_is_no_measurement_is_passed_over(config, stopped, change,
     written = json.loads((newest / "progress.json").read_text())
     rewrite(newest, "progress.json", json.dumps(written | change).encode())
     train(config, False, stopped)
-    assert "step-000000007 is passed over" in capsys.readouterr().err
+    assert "step-000000007 is skipped" in capsys.readouterr().err
 
 
 def test_damaged_checkpoints_are_not_among_those_kept(config, stopped, stop_after):
@@ -246,7 +247,7 @@ def test_a_folder_of_the_users_own_stays(config, stopped):
 def test_without_a_whole_checkpoint_nothing_is_begun(config, stopped):
     for folder in stopped.folder.iterdir():
         flip(folder / "weights.safetensors")
-    with pytest.raises(ValueError, match=r"no checkpoint in .*run' is whole"):
+    with pytest.raises(ValueError, match=r"no checkpoint in .*run' is intact"):
         train(config, False, stopped)
 
 
@@ -289,7 +290,7 @@ def test_a_pickle_is_never_executed(config, stopped, tmp_path, name, capsys):
     """Even one whose sums are right."""
     for folder in stopped.folder.iterdir():
         rewrite(folder, name, pickle.dumps(Bomb(tmp_path / "executed")))
-    with pytest.raises(ValueError, match=r"no checkpoint in .* is whole"):
+    with pytest.raises(ValueError, match=r"no checkpoint in .* is intact"):
         train(config, False, stopped)
     if name == "weights.safetensors":
         with pytest.raises(ValueError, match="cannot be used"):
