@@ -18,12 +18,11 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from l3paper.checkpoints.stored import (
-    SMALL,
     StoredTensor,
     read_header,
     read_json,
+    read_small,
     read_tensors,
-    read_text,
     require_intact,
     require_state,
 )
@@ -36,19 +35,13 @@ from l3paper.lookup.offload import FileTable, RowStore, offload_tables
 TABLES = ("resident", "offloaded", "file")
 """Where the L3 tables of a loaded model are: on its device, in CPU memory, or in their file."""
 
-CONFIG, TOKENIZER = "config.json", "tokenizer.json"
-WEIGHTS, L3_TABLES = "weights.safetensors", "tables.safetensors"
-FILES = (CONFIG, TOKENIZER, WEIGHTS, L3_TABLES)
+FILES = ("config.json", "tokenizer.json", "weights.safetensors", "tables.safetensors")
 """A saved model; `sums.json` beside them holds their SHA-256."""
 
-MOST_TOKENIZER = 2**26
-"""Bytes that tokenizer.json may have: enough for a million tokens."""
-
-MOST_SIZE = 2**31 - 1
-"""For every number of a configuration."""
+CONFIG, TOKENIZER, WEIGHTS, L3_TABLES = FILES
 
 MOST_ANGLES = 2**27
-"""For sequence_len * head_dim, which no stored weight confirms: a million tokens at a head width of 128."""
+"""For sequence_len * head_dim, which no stored weight confirms: a million tokens for heads of 128."""
 
 
 def save_model(folder: Path, model: GPT, tokenizer: Tokenizer) -> None:
@@ -116,13 +109,10 @@ def load_model(folder: Path, device: torch.device, tables: str = "resident") -> 
     damaged, or does not hold what `save_model` writes.
     """
     one_of(TABLES, tables=tables)
+    if not folder.exists():
+        raise ValueError(f"there is no checkpoint {str(folder)!r}")
     try:
         return _load(folder, device, tables)
-    except FileNotFoundError as error:
-        if not folder.exists():
-            raise ValueError(f"there is no checkpoint {str(folder)!r}") from error
-        name = Path(error.filename).name
-        raise ValueError(f"checkpoint {str(folder)!r} is incomplete: there is no {name}") from error
     except (OSError, ValueError) as error:
         raise ValueError(f"checkpoint {str(folder)!r} cannot be used: {error}") from error
 
@@ -130,11 +120,11 @@ def load_model(folder: Path, device: torch.device, tables: str = "resident") -> 
 def _load(folder: Path, device: torch.device, tables: str) -> tuple[GPT, Tokenizer]:
     require_intact(folder, (CONFIG, TOKENIZER))
     config = read_config(folder / CONFIG)
-    tokenizer = require_tokenizer(read_text(folder / TOKENIZER, MOST_TOKENIZER), config)
-    stored = read_header(folder / L3_TABLES)
-    model = empty_model(config, read_header(folder / WEIGHTS), stored)
+    tokenizer = require_tokenizer(read_small(folder / TOKENIZER), config)
+    model = empty_model(config, read_header(folder / WEIGHTS), read_header(folder / L3_TABLES))
     require_intact(folder, (WEIGHTS,) if tables == "file" else (WEIGHTS, L3_TABLES))
     state = read_tensors(folder / WEIGHTS)
+    set_bounds(model, state)
     if tables == "file":
         held = file_tables(folder / L3_TABLES)
         for name, layer in model.l3_layers.items():
@@ -142,7 +132,7 @@ def _load(folder: Path, device: torch.device, tables: str) -> tuple[GPT, Tokeniz
             layer.serve_from(RowStore(own[0], own[-1], state[f"l3_layers.{name}.bounds"], device))
     else:
         state |= read_tensors(folder / L3_TABLES)
-    load_state(model, state, assign=True)
+    model.load_state_dict(state, assign=True)
     model.set_rotary(torch.device("cpu"))
     if tables == "offloaded":
         offload_tables(model, device)
@@ -152,24 +142,22 @@ def _load(folder: Path, device: torch.device, tables: str) -> tuple[GPT, Tokeniz
 def read_config(path: Path) -> GPTConfig:
     """The sizes of a saved model; those that the file lacks are GPTConfig's defaults.
 
-    Raises ValueError for names that GPTConfig does not have, and for values of another type or out of
-    range.
+    Raises ValueError for names that GPTConfig does not have, for values of another type, and for a
+    sequence_len whose rotary angles would take gigabytes.
     """
-    sizes, defaults = read_json(path, SMALL), asdict(GPTConfig())
+    sizes, defaults = read_json(path), asdict(GPTConfig())
     for name, value in sizes.items():
         if name not in defaults:
             raise ValueError(f"{path.name} has {name!r:.80}, which is not a setting of a model")
-        if type(value) is not type(defaults[name]):
-            kind = type(defaults[name]).__name__
-            raise ValueError(f"{path.name}: {name} is {value!r:.80}; it must be of type {kind}")
-        if isinstance(value, int):
-            at_most(MOST_SIZE, **{name: value})
+        kind = type(defaults[name])
+        if type(value) is not kind:
+            raise ValueError(f"{name} is {value!r:.80}; it must be of type {kind.__name__}")
     config = GPTConfig(**sizes)
     at_most(MOST_ANGLES // config.head_dim, sequence_len=config.sequence_len)
     return config
 
 
-def require_tokenizer(text: str, config: GPTConfig) -> Tokenizer:
+def require_tokenizer(text: str | bytes, config: GPTConfig) -> Tokenizer:
     """Parse a serialized tokenizer. Raises ValueError if it is not of this package's kind and size."""
     tokenizer = parse_tokenizer(text, TOKENIZER)
     if tokenizer.get_vocab_size() != config.vocab_size:
@@ -183,41 +171,34 @@ def require_tokenizer(text: str, config: GPTConfig) -> Tokenizer:
 def empty_model(
     config: GPTConfig, weights: dict[str, StoredTensor], tables: dict[str, StoredTensor]
 ) -> GPT:
-    """A model on the meta device, to be given weights like these in one type.
+    """A model on the meta device, for the tensors of two files, all in the embedding's type.
 
-    Raises ValueError, naming a tensor, unless the two files hold exactly the tensors of the model.
+    Raises ValueError, naming a tensor, unless the files hold exactly the tensors of the model.
     """
-    # A stranger's sizes could make even a model without weights too large to build.
+    # Without this, n_layer and n_experts could make even a model without weights too large to build.
     least = config.n_layer * (1 + config.n_experts)
     if least > len(weights):
         raise ValueError(
             f"n_layer = {config.n_layer} and n_experts = {config.n_experts} need at least {least} "
             f"tensors; {WEIGHTS} has {len(weights)}"
         )
-    with torch.device("meta"):  # no weight is made only to be thrown away
+    with torch.device("meta"):
         model = GPT(config)
-        state = model.state_dict()
-        for name in model.l3_layers:
-            state[f"l3_layers.{name}.bounds"] = torch.empty(config.vocab_size + 1, dtype=torch.long)
     embedding = weights.get("wte.weight")
     if embedding and embedding.dtype.is_floating_point:
-        state = {k: t.to(embedding.dtype) if t.is_floating_point() else t for k, t in state.items()}
+        model.to(embedding.dtype)
+    state = model.state_dict()
     require_state(tables, {name: state.pop(name) for name in model.table_names()})
     require_state(weights, state)
     return model
 
 
-def load_state(model: GPT, state: dict[str, Tensor], assign: bool = False) -> None:
-    """Load a state dict. Raises ValueError if a layer refuses its bounds."""
-    try:
-        model.load_state_dict(state, assign=assign)
-    except RuntimeError as error:
-        raise ValueError(" ".join(str(error).split())) from error
+def set_bounds(model: GPT, state: dict[str, Tensor]) -> None:
+    """Set every L3 layer's bounds from a state dict. Raises ValueError if they are not valid."""
+    for name, layer in model.l3_layers.items():
+        layer.set_bounds(state[f"l3_layers.{name}.bounds"])
 
 
 def file_tables(path: Path) -> dict[str, FileTable]:
     """The matrices of a safetensors file, left where they are. Raises ValueError as `read_header`."""
-    return {
-        name: FileTable(path, tensor.offset, tensor.shape, tensor.dtype)
-        for name, tensor in read_header(path).items()
-    }
+    return {n: FileTable(path, t.offset, t.shape, t.dtype) for n, t in read_header(path).items()}

@@ -21,8 +21,8 @@ from l3paper.checkpoints.model import (
     FILES,
     L3_TABLES,
     WEIGHTS,
-    load_state,
     new_checkpoint,
+    set_bounds,
     write_model,
     write_tensors,
 )
@@ -41,8 +41,8 @@ from l3paper.training.distributed import divided_like, whole
 
 OPTIMIZER, PROGRESS = "optimizer.safetensors", "progress.json"
 
-MOST_PROGRESS = 2**30
-"""Bytes that progress.json may have: enough for more than ten million steps."""
+MOMENTS = {"muon": ("momentum_buffer",), "adamw": ("step", "exp_avg", "exp_avg_sq")}
+"""What each part of the optimizer keeps for a parameter."""
 
 
 @dataclass(frozen=True)
@@ -105,12 +105,13 @@ class RunFolder:
         self.newest = progress.step
         state = whole(model.state_dict(), writes)
         tensors = whole(optimizer_tensors(optimizer), writes)
+        states = {name: generator.get_state() for name, generator in _generators().items()}
         if not writes:
             return
         path = self.settings.folder / f"step-{progress.step:09}"
         with new_checkpoint(path) as new:
             write_model(new, model, tokenizer, state)
-            write_tensors(new / OPTIMIZER, tensors | _random_states())
+            write_tensors(new / OPTIMIZER, tensors | states)
             (new / PROGRESS).write_text(json.dumps({"run": self.identity, **asdict(progress)}))
         self.damaged.discard(path)
         if prune:
@@ -140,8 +141,9 @@ class RunFolder:
             try:
                 own = model.state_dict()
                 require_state(weights, own)
-                load_state(model, {k: divided_like(t, own[k]) for k, t in weights.items()})
-                load_optimizer_tensors(optimizer, tensors, begun=progress.step > 0)
+                set_bounds(model, weights)
+                model.load_state_dict({k: divided_like(t, own[k]) for k, t in weights.items()})
+                load_optimizer_tensors(optimizer, tensors)
                 _restore_random_states(tensors)
             except ValueError as error:
                 raise ValueError(f"checkpoint {str(folder)!r} does not fit its run: {error}") from error
@@ -193,7 +195,7 @@ def _step(checkpoint: Path) -> int:
 
 def _read_progress(checkpoint: Path) -> tuple[dict, Progress]:
     """The run's identity and its progress. Raises ValueError for measurements that are not of it."""
-    written = read_json(checkpoint / PROGRESS, MOST_PROGRESS)
+    written, step = read_json(checkpoint / PROGRESS), _step(checkpoint)
     match written:
         case {
             "run": dict(run),
@@ -201,79 +203,63 @@ def _read_progress(checkpoint: Path) -> tuple[dict, Progress]:
             "seconds": list(seconds),
             "evaluations": [_, *_] as evaluations,
         } if len(written) == 4 and all(isinstance(evaluation, dict) for evaluation in evaluations):
-            progress = Progress(losses, seconds, evaluations)
+            names = "step", "tokens", "loss", "bits_per_byte"
+            numbers = losses + seconds + [e.get(name) for e in evaluations for name in names]
         case _:
             raise ValueError(f"{PROGRESS} does not hold a run, its losses, seconds and evaluations")
-    numbers = [*progress.losses, *progress.seconds]
-    for evaluation in progress.evaluations:
-        numbers += [evaluation.get(name) for name in ("step", "tokens", "loss", "bits_per_byte")]
     if not all(type(x) in (int, float) and abs(x) <= sys.float_info.max for x in numbers):
         raise ValueError(f"{PROGRESS} holds a value that is not a finite number")
-    if not all(x > 0 for x in progress.seconds):
-        raise ValueError(f"{PROGRESS} holds a step that took no time")
-    if not len(progress.losses) == len(progress.seconds) == _step(checkpoint):
-        raise ValueError(f"{PROGRESS} is not of this step")
-    return run, progress
+    if not len(losses) == len(seconds) == step or not all(x > 0 for x in seconds):
+        raise ValueError(f"{PROGRESS} does not hold the losses and times of {step} steps")
+    return run, Progress(losses, seconds, evaluations)
 
 
 def optimizer_tensors(optimizer: MuonAdamW) -> dict[str, Tensor]:
-    """The optimizer's state as PART.PARAMETER.NAME, without the rates, which follow from the schedule."""
-    return {
-        f"{part}.{parameter}.{name}": tensor
-        for part, state in optimizer.state_dict().items()
-        for parameter, tensors in state["state"].items()
-        for name, tensor in tensors.items()
-    }
+    """The optimizer's state as PART.PARAMETER.NAME, without the rates, which the schedule sets.
+
+    A parameter that no step has used, such as an expert's, has zeros, with which its state will start.
+    """
+    tensors = {}
+    for part, names in MOMENTS.items():
+        inner = getattr(optimizer, part)
+        parameters = (p for group in inner.param_groups for p in group["params"])
+        for number, parameter in enumerate(parameters):
+            state = inner.state.get(parameter) or {
+                name: torch.zeros(()) if name == "step" else torch.zeros_like(parameter)
+                for name in names
+            }
+            tensors |= {f"{part}.{number}.{name}": state[name] for name in names}
+    return tensors
 
 
-_NAMES = {"muon": ("momentum_buffer",), "adamw": ("step", "exp_avg", "exp_avg_sq")}
-
-
-def load_optimizer_tensors(optimizer: MuonAdamW, tensors: dict[str, Tensor], begun: bool) -> None:
+def load_optimizer_tensors(optimizer: MuonAdamW, tensors: dict[str, Tensor]) -> None:
     """Load what `optimizer_tensors` returned for the same parameters; other names are ignored.
 
-    An optimizer that has begun has state for every parameter, except for matrices that no step has
-    used, such as those of an expert. Raises ValueError if a tensor is missing or not of its parameter's
-    shape and type: the optimizer itself would not check.
+    Raises ValueError if a tensor is missing or not of its parameter's shape and type: the optimizer
+    itself would not check.
     """
     state = optimizer.state_dict()
-    for part, names in _NAMES.items():
-        groups = getattr(optimizer, part).param_groups
-        parameters = [p for group in groups for p in group["params"]]
-        for number, like in enumerate(parameters):
-            own = {name: tensors.get(f"{part}.{number}.{name}") for name in names}
-            if all(tensor is None for tensor in own.values()) and (part == "muon" or not begun):
-                continue
-            for name, tensor in own.items():
-                shape, dtype = ((), torch.float32) if name == "step" else (like.shape, like.dtype)
-                require_like(f"{part}.{number}.{name}", tensor, shape, dtype)
-            # Cloned, since the file may be removed while the run lasts.
-            own = {name: divided_like(tensor.clone(), like) for name, tensor in own.items()}
-            state[part]["state"][number] = own
-        if begun and parameters and not state[part]["state"]:
-            raise ValueError(f"there is no state of {part}")
+    for key, like in optimizer_tensors(optimizer).items():
+        require_like(key, tensors.get(key), like)
+        part, number, name = key.split(".")
+        tensor = tensors[key].clone()  # the file may be removed while the run lasts
+        state[part]["state"].setdefault(int(number), {})[name] = divided_like(tensor, like)
     optimizer.load_state_dict(state)
 
 
-def _random_states() -> dict[str, Tensor]:
-    states = {"random.cpu.0": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states |= {f"random.cuda.{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
-    return states
+def _generators() -> dict[str, torch.Generator]:
+    """The random generators of this process by the name of their state; a GPU's once it is in use."""
+    gpus = {f"random.cuda.{i}": g for i, g in enumerate(torch.cuda.default_generators)}
+    return {"random.cpu.0": torch.default_generator} | gpus
 
 
 def _restore_random_states(tensors: dict[str, Tensor]) -> None:
-    """Raises ValueError if the CPU generator's state is missing, and for one that is not valid."""
-    for name, own in _random_states().items():
-        _, kind, number = name.split(".")
-        state = tensors.get(name)
-        if state is None and kind == "cuda":
-            continue  # the earlier part of the run had fewer GPUs
-        require_like(name, state, own.shape, own.dtype)
+    """Raises ValueError if the CPU generator's state is missing, and for a state that is not valid."""
+    for name, generator in _generators().items():
+        if name.startswith("random.cuda") and name not in tensors:
+            continue  # the earlier part of the run used fewer GPUs
+        require_like(name, tensors.get(name), generator.get_state())
         try:
-            if kind == "cpu":
-                torch.set_rng_state(state)
-            else:
-                torch.cuda.set_rng_state(state, int(number))
+            generator.set_state(tensors[name])
         except RuntimeError as error:
-            raise ValueError(f"{name} is not the state of a generator: {error}") from error
+            raise ValueError(f"{name} is not a valid state: {error}") from error

@@ -47,12 +47,12 @@ def load_tokenizer(path: Path) -> Tokenizer:
     return parse_tokenizer(path.read_text(encoding="utf-8"), path.name)
 
 
-def parse_tokenizer(text: str, name: str) -> Tokenizer:
+def parse_tokenizer(text: str | bytes, name: str) -> Tokenizer:
     """Parse what `Tokenizer.to_str` returns for a tokenizer that `train_tokenizer` made.
 
-    Raises ValueError, mentioning `name`, for anything else. Nothing but vocabulary and merges is taken
-    from the text: what else a tokenizer's file can ask for (padding, normalizers, patterns) can fill the
-    memory or never end.
+    Raises ValueError, mentioning `name`, for anything else. Only the vocabulary and the merges are
+    taken from the text: the rest of a tokenizer's file (padding, normalizers, patterns) could fill the
+    memory or take forever.
     """
     try:
         return _rebuild(json.loads(text))

@@ -186,8 +186,11 @@ MOMENTS = {
         lambda tensors: {"muon.0.momentum_buffer": torch.zeros(())},
     ),
     "another type": ("adamw.0.exp_avg_sq", lambda tensors: {"adamw.0.exp_avg_sq": None}),
-    "none of a parameter": ("adamw.0.", lambda tensors: {n: None for n in tensors if ".0." in n}),
-    "none for muon": ("no state of muon", lambda tensors: {n: None for n in tensors if n[0] == "m"}),
+    "none of a parameter": (".0.", lambda tensors: {n: None for n in tensors if ".0." in n}),
+    "none for muon": (
+        "muon.0.momentum_buffer is missing",
+        lambda tensors: {n: None for n in tensors if n[0] == "m"},
+    ),
 }
 
 
