@@ -20,14 +20,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from l3paper.checkpoints.model import require_place, save_model
-from l3paper.checkpoints.run import (
-    Checkpoints,
-    Interrupted,
-    Progress,
-    RunFolder,
-    noted_signals,
-    run_folder,
-)
+from l3paper.checkpoints.run import Checkpoints, Progress, RunFolder, run_folder
 from l3paper.costs.accounting import Accounting
 from l3paper.data.batches import Batches
 from l3paper.data.streams import TokenizedCorpus, load_corpus, require_length
@@ -50,6 +43,7 @@ from l3paper.training.distributed import (
     unsharded,
 )
 from l3paper.training.evaluation import evaluate, read_words, word_perplexity
+from l3paper.training.signals import Interrupted, noted_signals
 
 WARMUP = 0.02
 """Share of the steps in which the learning rate rises to its peak."""

@@ -167,8 +167,8 @@ def test_bad_checkpoint(copy, damage):
     code, said = run("train", *flags, f"--checkpoint-dir={copy / 'run'}", "--resume")
     passed, error = said.splitlines()
     assert code == 2
-    assert passed.startswith(f"checkpoint {checkpoint} is passed over: ")
-    assert error.endswith(f"no checkpoint in '{copy / 'run'}' is whole")
+    assert passed.startswith(f"checkpoint {checkpoint} is skipped: ")
+    assert error.endswith(f"no checkpoint in '{copy / 'run'}' is intact")
     code, said = run("generate", "--checkpoint", copy / "model", "--prompt", "one")
     assert (code, said.count("\n")) == (2, 1)
     assert f"checkpoint '{copy / 'model'}'" in said

@@ -271,7 +271,7 @@ def rewritten(path, **changes):
         (lambda path: rewritten(path, train=np.array([-1])), "not of its tokens"),
         (lambda path: rewritten(path, train=np.array([[1]], np.uint16)), "not of its tokens"),
         (lambda path: rewritten(path, train=np.array([{}])), "no tokenized corpus"),
-        (lambda path: rewritten(path, tokenizer=np.arange(9, dtype=np.uint8)), "no tokenizer"),
+        (lambda path: rewritten(path, tokenizer=np.arange(9, dtype=np.uint8)), "not a valid tokenizer"),
         (lambda path: rewritten(path, tokenizer=np.array([255], np.uint8)), "no tokenized corpus"),
     ],
 )

@@ -89,7 +89,7 @@ def test_a_word_of_megabytes_does_not_hold_training_up():
 def test_tokenizer_with_a_gap_in_its_ids_is_refused(tokenizer):
     written = json.loads(tokenizer.to_str())
     written["model"]["vocab"]["zz"] = 10**6
-    with pytest.raises(ValueError, match=r"a\.json is no tokenizer: its ids have gaps"):
+    with pytest.raises(ValueError, match=r"a\.json is not a valid tokenizer: its ids have gaps"):
         parse_tokenizer(json.dumps(written), "a.json")
 
 
