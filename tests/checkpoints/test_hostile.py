@@ -41,7 +41,7 @@ def contents(folder):
 
 TEXTS = {
     "empty": ("a.txt", b"", "data source .*a.txt' holds no text"),
-    "one token": ("a.txt", b"a", "the only one and has no line end to split it at"),
+    "one token": ("a.txt", b"a", "too short to hold out a part"),
     "a few tokens": ("a.txt", b"a\nb\n", r"supports only 25\d"),
     "not UTF-8": ("a.txt", b"one\ncaf\xe9\n", "a.txt, line 2: not UTF-8 text"),
     "binary": ("a.txt", bytes(range(256)) * 9, "a.txt, line 1: a NUL byte; this is no text"),
