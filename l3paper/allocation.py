@@ -4,7 +4,17 @@ A row of the table can serve one short context of its token. The scan finds the 
 ("codewords") that the corpus repeats most; each gives a row to the token it ends in. So a token
 that ends many frequent phrases owns many rows, and a token that ends few owns one.
 
-    sequences -> scan_codewords -> Codebook -> rows per token -> allocation_to_bounds -> bounds
+    documents -> codewords -> rows per token (d_t) -> bounds
+
+`count_phrases` and `give_rows` are Algorithm 1 as one would write it first, and the specification.
+`scan_codewords` and `allocate_by_codewords` give the same result faster.
+
+code         paper  meaning
+----         -----  -------
+vocab_size   |V|    number of tokens
+n_emb        v      number of rows, of all tokens together
+k_max        k      the most rows that one token may own
+alloc[t]     d_t    number of rows that token t owns
 """
 
 import operator
@@ -16,6 +26,63 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+
+from l3paper.errors import at_least
+
+Documents = Iterable[Sequence[int]]
+"""The token ids of every document."""
+
+
+def count_phrases(
+    documents: Documents,
+    vocab_size: int,
+    *,
+    restart_at_mismatch: bool = False,
+    reset_at_document_end: bool = False,
+) -> dict[tuple[int, ...], int]:
+    """The first half of Algorithm 1: how often the greedy parse of the documents emits each phrase.
+
+    From the current start the phrase grows while the dictionary knows it. At the first unknown
+    phrase, the known part counts once more, the unknown phrase enters with count 1, and the parse
+    restarts behind it. A document that ends inside a known phrase counts that phrase once more.
+
+    restart_at_mismatch: restart AT the mismatching token, as textbook LZW does. The paper's published
+        listing restarts behind it, which is the LZ78 parse.
+    reset_at_document_end: set the count of the phrase that a document ends in to 1, as the published
+        listing does, whatever it was before.
+    """
+    counts = {(token,): 0 for token in range(vocab_size)}
+    for document in documents:
+        phrase = ()
+        for token in document:
+            longer = (*phrase, token)
+            if longer in counts:
+                phrase = longer
+            else:
+                counts[phrase] += 1
+                counts[longer] = 1
+                phrase = (token,) if restart_at_mismatch else ()
+        if phrase:
+            counts[phrase] = 1 if reset_at_document_end else counts[phrase] + 1
+    return counts
+
+
+def give_rows(counts: dict[tuple[int, ...], int], vocab_size: int, n_emb: int, k_max: int) -> list[int]:
+    """The second half of Algorithm 1: rows per token, `vocab_size` integers in 1 .. k_max.
+
+    Every token owns one row. The phrases, by descending count, each give one more row to their last
+    token, unless that owns k_max, until n_emb rows are given or the phrases have run out.
+    """
+    alloc = [1] * vocab_size
+    given = vocab_size
+    ranked = sorted(counts, key=counts.get, reverse=True)  # stable: ties stay in order of creation
+    for phrase in ranked:
+        if given == n_emb or not counts[phrase]:
+            break
+        if alloc[phrase[-1]] < k_max:
+            alloc[phrase[-1]] += 1
+            given += 1
+    return alloc
 
 
 class Codeword(NamedTuple):
@@ -29,11 +96,10 @@ class Codeword(NamedTuple):
 
 @dataclass(frozen=True)
 class Codebook:
-    """The dictionary that a scan leaves behind, a trie whose nodes are numbered in creation order.
+    """The dictionary that a scan leaves behind: a trie whose nodes are numbered in order of creation.
 
     Nodes 0 .. vocab_size - 1 are the single tokens; node vocab_size + i extends node `parents[i]`
-    by token `tokens[i]`. `counts[n]` is how often the scan emitted node n's phrase, and one more if it
-    was inserted, unless resets took some away.
+    by token `tokens[i]`. `counts[n]` is the count of node n's phrase, as in `count_phrases`.
     """
 
     vocab_size: int
@@ -51,7 +117,7 @@ class Codebook:
         return (node, *reversed(reverse))
 
     def ranked_nodes(self) -> np.ndarray:
-        """Nodes with a count above 0, by count, descending; ties in creation order."""
+        """Nodes with a count above 0, by descending count; ties in order of creation."""
         order = np.argsort(-self.counts, kind="stable")
         return order[: np.count_nonzero(self.counts)]
 
@@ -60,81 +126,51 @@ class Codebook:
         return np.concatenate([np.arange(self.vocab_size), self.tokens])[nodes]
 
     def codewords(self) -> Iterator[Codeword]:
-        """The codewords in the order in which they give out rows."""
+        """The codewords in the order in which they give rows."""
         for node in self.ranked_nodes():
             yield Codeword(self.phrase(node), int(self.counts[node]))
 
 
 def scan_codewords(
-    token_sequences: Iterable[Sequence[int]],
+    token_sequences: Documents,
     vocab_size: int,
     *,
     restart_at_mismatch: bool = False,
     reset_at_document_end: bool = False,
 ) -> Codebook:
-    """Scan every sequence (document) once and count the phrases its greedy parse emits.
+    """Scan every document once: `count_phrases`, with a trie of integers in place of tuples.
 
-    From the current start the phrase grows while the dictionary knows it. At the first unknown
-    phrase, the known part counts once more, the unknown phrase enters with count 1, and the parse
-    goes on behind it. A document that ends inside a known phrase counts that phrase once more.
-
-    restart_at_mismatch: go on AT the mismatching token, as textbook LZW does. The paper's published
-        listing goes on behind it, which is the LZ78 parse.
-    reset_at_document_end: set the count of the phrase a document ends in to 1, as the published
-        listing does, whatever it was before.
-
-    Raises ValueError for a vocab_size below 1 and for ids that are no integers in 0 .. vocab_size - 1.
+    Raises ValueError for a vocab_size below 1 and for ids that are not integers in 0 .. vocab_size - 1.
     """
-    vocab_size = _whole("vocab_size", vocab_size, minimum=1)
-    # extensions[token][node] is the node that extends `node` by `token`. Keys and values are small
-    # integers, and setdefault looks a phrase up and enters it, if it is unknown, in one step.
-    extensions: list[dict[int, int]] = [{} for _ in range(vocab_size)]
-    ends: list[tuple[int, int]] = []  # of documents inside a phrase: (next fresh node, that phrase)
+    vocab_size = _integer(vocab_size=vocab_size)
+    # children[token][node] is the node that extends `node` by `token`; the root is node -1. Small
+    # integers keep the dictionaries small, and setdefault finds a phrase, or enters it, in one step.
+    root = -1
+    children: list[dict[int, int]] = [{root: token} for token in range(vocab_size)]
+    parents, tokens, counts = [], [], [0] * vocab_size
     token_counts = np.zeros(vocab_size, np.int64)
-    fresh = vocab_size  # the next node's number
     for ids in _checked(token_sequences, vocab_size):
         token_counts += np.bincount(ids, minlength=vocab_size)
-        stream = iter(ids.tolist())
-        for node in stream:
-            for token in stream:
-                child = extensions[token].setdefault(node, fresh)
-                if child != fresh:
-                    node = child
-                    continue
-                fresh += 1
-                if not restart_at_mismatch:
-                    break
-                node = token
-            else:
-                ends.append((fresh, node))
-    parents, tokens = np.empty((2, fresh - vocab_size), np.int64)
-    for token, children in enumerate(extensions):
-        phrases = np.fromiter(children.values(), np.int64, len(children)) - vocab_size
-        parents[phrases] = np.fromiter(children.keys(), np.int64, len(children))
-        tokens[phrases] = token
-    counts = _emissions(parents, ends, vocab_size, reset_at_document_end)
-    return Codebook(vocab_size, parents, tokens, counts, token_counts)
-
-
-def _emissions(
-    parents: np.ndarray, ends: list[tuple[int, int]], vocab_size: int, reset: bool
-) -> np.ndarray:
-    """The count of every node. A new phrase enters with 1 and emits its parent; an end emits a node."""
-    nodes = vocab_size + len(parents)
-    counts = np.zeros(nodes, np.int64)
-    counts[vocab_size:] = 1
-    when, ended = np.array(ends, np.int64).reshape(-1, 2).T
-    if not reset:
-        return counts + np.bincount(parents, minlength=nodes) + np.bincount(ended, minlength=nodes)
-    counts[ended] = 1  # and of the other emissions, only those after the last reset survive
-    last_reset = np.zeros(nodes, np.int64)
-    np.maximum.at(last_reset, ended, when)
-    survivors = parents[np.arange(vocab_size, nodes) >= last_reset[parents]]
-    return counts + np.bincount(survivors, minlength=nodes)
+        node = root
+        for token in ids.tolist():
+            new = len(counts)
+            child = children[token].setdefault(node, new)
+            if child != new:
+                node = child
+                continue
+            counts[node] += 1
+            counts.append(1)
+            parents.append(node)
+            tokens.append(token)
+            node = token if restart_at_mismatch else root
+        if node != root:
+            counts[node] = 1 if reset_at_document_end else counts[node] + 1
+    arrays = (np.array(numbers, np.int64) for numbers in (parents, tokens, counts))
+    return Codebook(vocab_size, *arrays, token_counts)
 
 
 def compute_lzw_allocation(
-    token_sequences: Iterable[Sequence[int]],
+    token_sequences: Documents,
     vocab_size: int,
     n_emb: int,
     k_max: int,
@@ -144,12 +180,11 @@ def compute_lzw_allocation(
 ) -> list[int]:
     """Rows per token by Algorithm 1 of the paper: a list of `vocab_size` integers in 1 .. k_max.
 
-    Every token owns one row. The codewords, by descending count, each give one more to their last
-    token, unless that owns `k_max`, until `n_emb` rows are out. The sum is
-    min(n_emb, vocab_size * k_max), with a warning where the cap keeps it below n_emb, and another
-    where the corpus runs out of codewords; the rest then goes by token frequency.
+    Their sum is min(n_emb, vocab_size * k_max), with a warning where the cap keeps it below n_emb, and
+    another where the corpus runs out of codewords; the other rows are then given by token frequency.
+    The options are those of `count_phrases`.
 
-    Raises ValueError for n_emb < vocab_size, k_max < 1, numbers that are not whole, and bad ids.
+    Raises ValueError for n_emb < vocab_size, k_max < 1, sizes that are not integers, and bad ids.
     """
     vocab_size, n_emb, k_max = _check_sizes(vocab_size, n_emb, k_max)
     codebook = scan_codewords(
@@ -162,7 +197,7 @@ def compute_lzw_allocation(
 
 
 def allocate_by_codewords(codebook: Codebook, n_emb: int, k_max: int) -> list[int]:
-    """The second half of `compute_lzw_allocation`: rows per token from a finished scan."""
+    """`give_rows` from a finished scan, all at once; rows that are left over go by token frequency."""
     vocab_size, n_emb, k_max = _check_sizes(codebook.vocab_size, n_emb, k_max)
     total = _reachable_total(vocab_size, n_emb, k_max)
     owners = codebook.last_tokens(codebook.ranked_nodes())
@@ -171,7 +206,7 @@ def allocate_by_codewords(codebook: Codebook, n_emb: int, k_max: int) -> list[in
     if missing := total - int(alloc.sum()):
         warnings.warn(
             f"the corpus has {len(owners)} usable codewords for {total - vocab_size} rows beyond one "
-            f"a token; the other {missing} rows are given by token frequency",
+            f"per token; the other {missing} rows are given by token frequency",
             stacklevel=2,
         )
         _fill(alloc, missing, codebook.token_counts, k_max)
@@ -179,7 +214,7 @@ def allocate_by_codewords(codebook: Codebook, n_emb: int, k_max: int) -> list[in
 
 
 def compute_frequency_allocation(
-    token_sequences: Iterable[Sequence[int]], vocab_size: int, n_emb: int, k_max: int
+    token_sequences: Documents, vocab_size: int, n_emb: int, k_max: int
 ) -> list[int]:
     """Rows in proportion to token frequency, 1 to k_max each; otherwise as compute_lzw_allocation."""
     vocab_size, n_emb, k_max = _check_sizes(vocab_size, n_emb, k_max)
@@ -190,7 +225,7 @@ def compute_frequency_allocation(
 
 
 def compute_uniform_allocation(
-    token_sequences: Iterable[Sequence[int]], vocab_size: int, n_emb: int, k_max: int
+    token_sequences: Documents, vocab_size: int, n_emb: int, k_max: int
 ) -> list[int]:
     """The same number of rows for every token, up to one; the odd rows go to the most frequent."""
     vocab_size, n_emb, k_max = _check_sizes(vocab_size, n_emb, k_max)
@@ -201,7 +236,7 @@ def compute_uniform_allocation(
     return alloc.tolist()
 
 
-ALLOCATIONS: dict[str, Callable[[Iterable[Sequence[int]], int, int, int], list[int]]] = {
+ALLOCATIONS: dict[str, Callable[[Documents, int, int, int], list[int]]] = {
     "lzw": compute_lzw_allocation,
     "lzw-textbook": partial(compute_lzw_allocation, restart_at_mismatch=True),
     "lzw-listing": partial(compute_lzw_allocation, reset_at_document_end=True),
@@ -217,12 +252,12 @@ def allocation_to_bounds(alloc: Sequence[int]) -> torch.Tensor:
     """
     rows = np.asarray(alloc)
     if rows.ndim != 1 or rows.size == 0 or rows.dtype.kind not in "iu" or rows.min() < 1:
-        raise ValueError("alloc must be a list of whole numbers, each at least 1, one a token")
+        raise ValueError("alloc must be a list of integers, one per token, each at least 1")
     return torch.from_numpy(np.concatenate([[0], np.cumsum(rows)]).astype(np.int64))
 
 
 def _occurrence(values: np.ndarray) -> np.ndarray:
-    """For every element, how many equal ones stand before it."""
+    """For every element, how many equal ones come before it."""
     order = np.argsort(values, kind="stable")
     ordered = values[order]
     starts = np.searchsorted(ordered, ordered)  # of each run of equal values
@@ -246,24 +281,24 @@ def _fill(alloc: np.ndarray, rows: int, frequency: np.ndarray, k_max: int) -> No
         shares = rows * weights // weights.sum()
         if not shares.any():  # fewer rows than takers: one each, the most frequent first
             shares[np.argsort(-weights, kind="stable")[:rows]] = 1
-        given = np.minimum(shares, k_max - alloc[free])
-        alloc[free] += given
-        rows -= int(given.sum())
+        shares = np.minimum(shares, k_max - alloc[free])
+        alloc[free] += shares
+        rows -= int(shares.sum())
 
 
-def _token_counts(token_sequences: Iterable[Sequence[int]], vocab_size: int) -> np.ndarray:
+def _token_counts(token_sequences: Documents, vocab_size: int) -> np.ndarray:
     counts = np.zeros(vocab_size, np.int64)
     for ids in _checked(token_sequences, vocab_size):
         counts += np.bincount(ids, minlength=vocab_size)
     return counts
 
 
-def _checked(token_sequences: Iterable[Sequence[int]], vocab_size: int) -> Iterator[np.ndarray]:
-    """Each sequence as an int64 array; ValueError where it is not one of ids in the vocabulary."""
+def _checked(token_sequences: Documents, vocab_size: int) -> Iterator[np.ndarray]:
+    """Each document as an int64 array; ValueError for one that does not hold ids of the vocabulary."""
     for number, sequence in enumerate(token_sequences):
         ids = np.asarray(sequence)
         if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
-            raise ValueError(f"token_sequences[{number}] is no sequence of whole token ids")
+            raise ValueError(f"token_sequences[{number}] must be a sequence of integer token ids")
         if ids.size and not (ids.min() >= 0 and ids.max() < vocab_size):
             wrong = ids[(ids < 0) | (ids >= vocab_size)][0]
             raise ValueError(
@@ -273,14 +308,12 @@ def _checked(token_sequences: Iterable[Sequence[int]], vocab_size: int) -> Itera
 
 
 def _check_sizes(vocab_size: int, n_emb: int, k_max: int) -> tuple[int, int, int]:
-    vocab_size = _whole("vocab_size", vocab_size, minimum=1)
-    k_max = _whole("k_max", k_max, minimum=1)
-    n_emb = _whole("n_emb", n_emb, minimum=1)
+    vocab_size, n_emb = _integer(vocab_size=vocab_size), _integer(n_emb=n_emb)
     if n_emb < vocab_size:
         raise ValueError(
             f"n_emb is {n_emb}, but each of the {vocab_size} tokens needs a row: at least {vocab_size}"
         )
-    return vocab_size, n_emb, k_max
+    return vocab_size, n_emb, _integer(k_max=k_max)
 
 
 def _reachable_total(vocab_size: int, n_emb: int, k_max: int) -> int:
@@ -293,11 +326,12 @@ def _reachable_total(vocab_size: int, n_emb: int, k_max: int) -> int:
     return total
 
 
-def _whole(name: str, value: int, minimum: int) -> int:
+def _integer(**argument: int) -> int:
+    """The one argument as an int of at least 1."""
+    ((name, value),) = argument.items()
     try:
         number = operator.index(value)
-    except TypeError:
-        raise ValueError(f"{name} is {value!r}; it must be a whole number") from None
-    if number < minimum:
-        raise ValueError(f"{name} is {number}; it must be at least {minimum}")
+    except TypeError as error:
+        raise ValueError(f"{name} is {value!r}; it must be an integer") from error
+    at_least(1, **{name: number})
     return number

@@ -1,7 +1,27 @@
 """The paper's claims, held against the records: `python -m l3paper.claims`."""
 
+import argparse
+import sys
+from collections.abc import Sequence
+
+from l3paper.errors import command
 from l3paper.experiments.claims import table
-from l3paper.records import markdown
+from l3paper.records import RECORDS, for_stdout
+
+PROGRAM = "python -m l3paper.claims"
+
+
+@command(PROGRAM)
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the table of claims; ValueError if there are no records to hold them against."""
+    argparse.ArgumentParser(PROGRAM, description=__doc__).parse_args(arguments)
+    if not any(RECORDS.glob("**/*.json")):
+        raise ValueError(
+            f"there are no records in {str(RECORDS)!r}: run this in a checkout, which holds the "
+            "recorded runs, or record your own with python -m l3paper.experiments"
+        )
+    print(for_stdout(table()))
+
 
 if __name__ == "__main__":
-    print(markdown(table()))
+    sys.exit(main())

@@ -8,6 +8,7 @@ exit code   meaning
 128 + N     signal N: 130 for Ctrl-C, 141 for a reader that has gone, as `| head` does
 """
 
+import argparse
 import functools
 import os
 import signal
@@ -16,6 +17,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
+from pathlib import Path
 
 SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
@@ -44,6 +46,23 @@ def one_of(choices: Sequence[str], **arguments: str) -> None:
             raise ValueError(f"{name} is {value!r}; choose one of {', '.join(filter(None, choices))}")
 
 
+def nonempty_path(text: str) -> Path:
+    """Return the path that an argument of a command names: the `type` of an argparse argument.
+
+    An empty one, as from an unset variable of a shell, would be the working folder. It is refused with
+    the name of the argument.
+    """
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty; name a file or folder")
+    return Path(text)
+
+
+@functools.cache
+def note_once(text: str) -> None:
+    """Print a line on stderr, once in the life of the process."""
+    print(text, file=sys.stderr)
+
+
 class Failure(Exception):
     """A run that failed although its input was good; `code` is the command's exit code."""
 
@@ -58,12 +77,18 @@ class Stopped(KeyboardInterrupt):
 def handled(handler: Callable) -> Iterator[None]:
     """Handle SIGINT, SIGTERM and SIGHUP by `handler(number, frame)`, in the main thread.
 
-    Other threads get no signals: there, nothing changes.
+    SIGTERM and SIGHUP stay ignored if they are, as `nohup` does with SIGHUP; SIGINT does not, since a
+    shell ignores it for whatever it starts in the background. Other threads get no signals: there,
+    nothing changes.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, handler) for number in SIGNALS}
+    before = {
+        number: signal.signal(number, handler)
+        for number in SIGNALS
+        if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN
+    }
     try:
         yield
     finally:
@@ -78,34 +103,38 @@ def _stop(number, frame):
 def command(program: str) -> Callable:
     """Decorate a command's `main(arguments)`, which returns an exit code: it ends without traceback.
 
-    Whatever ends it early is one line on stderr. Errors that only a bug can raise pass through.
+    Whatever ends it early is one line on stderr, except that a closed pipe is quiet. Errors that only a
+    bug can raise pass through, and so does SystemExit, by which argparse ends. Characters that stdout
+    cannot encode are printed as backslash escapes.
     """
 
     def decorate(main: Callable) -> Callable:
         @functools.wraps(main)
         def run(arguments: Sequence[str] | None = None) -> int:
+            if hasattr(sys.stdout, "reconfigure"):  # a notebook's stdout has none
+                sys.stdout.reconfigure(errors="backslashreplace")
             try:
                 with handled(_stop):
-                    return main(arguments) or 0
+                    code = main(arguments) or 0
+                    print(end="", flush=True)  # a closed pipe shows here, or as the interpreter exits
+                    return code
             except BrokenPipeError:
-                # The interpreter would write what is left in the buffer once more, and fail.
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-                return 128 + signal.SIGPIPE
+                # The interpreter would write what is left in the buffers once more, and fail.
+                for stream in (sys.stdout, sys.stderr):
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+                return 128 + 13  # SIGPIPE, which Windows does not name
             except Failure as error:
-                return fail(error, error.code)
+                why, code = error, error.code
             except KeyboardInterrupt as error:
                 number = error.args[0] if error.args else signal.SIGINT
-                return fail(f"stopped by {signal.Signals(number).name}", 128 + number)
+                why, code = f"stopped by {signal.Signals(number).name}", 128 + number
             except (ValueError, ImportError, OSError, BrokenExecutor) as error:
-                return fail(f"error: {error}", 2)
+                why, code = f"error: {error}", 2
             except (MemoryError, RuntimeError) as error:
                 if isinstance(error, RuntimeError) and "allocate" not in str(error):
                     raise
-                return fail(
-                    f"error: it does not fit into memory: {str(error).partition(chr(10))[0]}", 2
-                )
-
-        def fail(why: object, code: int) -> int:
+                first_line = str(error).partition("\n")[0]
+                why, code = f"error: it does not fit into memory: {first_line}".removesuffix(": "), 2
             print(f"{program}: {' '.join(str(why).split())}", file=sys.stderr)
             return code
 

@@ -1,22 +1,28 @@
-"""Records of runs: one JSON file a run, with all one needs to judge it and to repeat it; tables."""
+"""Records of runs: one JSON file per run, with all one needs to judge and repeat it; and tables."""
 
 import json
 import os
 import platform
+import re
+import shutil
 import subprocess
+import sys
+import textwrap
 from collections.abc import Iterable, Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
 
-from l3paper.files import atomic_write
+from l3paper.files import atomic_write, cache_folder
 
-RECORDS = Path(__file__).parents[1] / "figures" / "data"
-"""Where the recorded runs of a checkout lie."""
+_CHECKOUT = Path(__file__).parents[1] / "figures" / "data"
+RECORDS = _CHECKOUT if _CHECKOUT.is_dir() else cache_folder() / "records"
+"""The folder of recorded runs: the checkout's or, for an installed package, the user's own."""
 
 
 def environment(device: torch.device) -> dict[str, str | None]:
-    """What a run ran on: device, versions, and the commit of the code.
+    """Describe what a run ran on: device, versions, and the commit of the code.
 
     The commit is $L3_COMMIT, for copies of a checkout without its history; else the checkout's, or None
     outside of one.
@@ -38,15 +44,48 @@ def write_record(path: Path, record: dict) -> None:
 
 
 def read_record(path: Path) -> dict:
-    """What `write_record` wrote."""
+    """Read what `write_record` wrote."""
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 def markdown(rows: Iterable[Sequence[object]]) -> str:
-    """A table in Markdown; the first row is its head."""
+    """Format a table as Markdown; the first row is its head."""
     head, *body = rows
     lines = [head, ["---"] * len(head), *body]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def aligned(rows: Iterable[Sequence[object]], width: int | None = None) -> str:
+    """Format a table as columns, numbers to the right; the first row is its head.
+
+    If it is wider than `width` characters (by default, the terminal's), the text in its widest columns
+    wraps, and blank lines part the rows.
+    """
+    cells = [[str(cell) for cell in row] for row in rows]
+    columns = list(zip(*cells, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    room = (width or shutil.get_terminal_size().columns) - 2 * (len(columns) - 1)
+    wraps = sum(widths) > room
+    while sum(widths) > room and max(widths) > 8:
+        widths[widths.index(max(widths))] -= 1
+    number = re.compile(r"[-+]?\d\S*( \S+)?|-?")  # with a unit, or left out
+    numeric = [all(map(number.fullmatch, column[1:])) for column in columns]
+    lines = []
+    for row in cells:
+        wrapped = [textwrap.wrap(cell, size) for cell, size in zip(row, widths, strict=True)]
+        for parts in zip_longest(*wrapped, fillvalue=""):
+            padded = [
+                part.rjust(size) if right else part.ljust(size)
+                for part, size, right in zip(parts, widths, numeric, strict=True)
+            ]
+            lines.append("  ".join(padded).rstrip())
+        lines += [""] * wraps
+    return "\n".join(lines).rstrip()
+
+
+def for_stdout(rows: Iterable[Sequence[object]]) -> str:
+    """Format a table for stdout: aligned columns for a terminal, Markdown for a file or a pipe."""
+    return aligned(rows) if sys.stdout.isatty() else markdown(rows)
 
 
 def _processor() -> str:

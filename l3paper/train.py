@@ -1,43 +1,97 @@
-"""Train a GPT, dense or with L3 layers: `python -m l3paper.train --help`."""
+"""Train a GPT, dense or with L3 layers: `python -m l3paper.train --help`.
+
+prepare -> for every step: batch, update, log, evaluate, save -> describe
+"""
 
 import argparse
 import math
 import signal
 import statistics
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+from tqdm import tqdm
 
 from l3paper.checkpoints.model import require_place, save_model
-from l3paper.checkpoints.run import (
-    Checkpoints,
-    Interrupted,
-    Progress,
-    RunFolder,
-    raised_signals,
-    run_folder,
-)
-from l3paper.costs.accounting import Accounting, exchanged_bytes
-from l3paper.data.streams import (
-    TokenizedCorpus,
-    corpus_name,
-    load_corpus,
-    require_length,
-)
+from l3paper.checkpoints.run import Checkpoints, Progress, RunFolder, run_folder
+from l3paper.costs.accounting import Accounting
+from l3paper.data.batches import require_length
+from l3paper.data.streams import TokenizedCorpus, load_corpus
+from l3paper.errors import Failure, command
 from l3paper.files import cache_folder, require_writable
-from l3paper.generate import generate
 from l3paper.gpt import GPT
 from l3paper.parts.device import precision
-from l3paper.records import environment, write_record
+from l3paper.parts.optimizer import MuonAdamW
+from l3paper.records import write_record
+from l3paper.training import report
+from l3paper.training.batches import Batches
 from l3paper.training.build import build_model, compile_model
 from l3paper.training.config import TrainConfig, add_flags, from_flags
-from l3paper.training.distributed import joined, parallel, speaks, whole
-from l3paper.training.evaluation import read_words, word_perplexity
-from l3paper.training.steps import Diverged, Training, tokens_a_step, train_on
+from l3paper.training.distributed import (
+    Group,
+    exchange,
+    is_rank_zero,
+    joined,
+    limit_gradients,
+    parallel,
+    unsharded,
+)
+from l3paper.training.evaluation import evaluate, read_words, word_perplexity
+from l3paper.training.signals import Interrupted, noted_signals
+
+WARMUP = 0.02
+"""Share of the steps in which the learning rate rises to its peak."""
+
+DECAY = 0.5
+"""Share of the steps, the last ones, in which it falls to zero."""
+
+
+class Diverged(Failure):
+    """A loss or a gradient was not finite.
+
+    If it was the step's own, the weights are those of before the step. Otherwise `loss` and `norm` are
+    None: the loss on held-out text after the step was not finite. The documents are numbers in
+    `TokenizedCorpus.documents()`; `record` is what the run had measured.
+    """
+
+    def __init__(self, step: int, loss: float | None, norm: float | None, documents: list[int]):
+        super().__init__(step, loss, norm, documents)
+        self.loss = loss
+        self.record: dict = {}
+
+    def __str__(self) -> str:
+        step, loss, norm, documents = self.args
+        its = f"its loss is {loss}, the norm of its gradients {norm}"
+        if loss is None:
+            its = "the held-out loss after it is not finite"
+        numbers = ", ".join(map(str, documents))
+        return f"step {step} diverged: {its}; the batch is from the training documents {numbers}"
+
+
+@dataclass
+class Training:
+    """A run, as one process sees it."""
+
+    config: TrainConfig
+    corpus: TokenizedCorpus
+    model: GPT
+    forward: nn.Module
+    """The model as it trains: its gradients are means over the processes."""
+    optimizer: MuonAdamW
+    progress: Progress = field(default_factory=Progress)
+    folder: RunFolder | None = None
+    group: Group = field(default_factory=Group)
+    batches: Batches = field(init=False)
+
+    def __post_init__(self):
+        self.batches = Batches(self.config, self.corpus, self.group, self.model.device)
 
 
 @dataclass(frozen=True)
@@ -48,254 +102,263 @@ class TrainedRun:
 
 
 def train(
-    config: TrainConfig, show_progress: bool = True, checkpoints: Checkpoints | None = None
+    config: TrainConfig,
+    show_progress: bool = True,
+    checkpoints: Checkpoints | None = None,
+    before_step: Callable[[Training, int], None] | None = None,
 ) -> TrainedRun:
-    """Run one training from the text to the record. Losses are in nats a token.
+    """Run one training from the text to the record. Losses are in nats per token.
 
-    With `checkpoints`, the run can be interrupted: SIGINT and SIGTERM write one more and raise
-    Interrupted, and what goes on later ends with the same weights and losses as an undisturbed run.
+    With `checkpoints`, the run can be interrupted: a signal makes it write one more checkpoint and
+    raise Interrupted, and a run that resumes ends with the same weights and losses as an undisturbed
+    one. `before_step(run, step)`, if it is given, is called before every step.
 
     Of the processes that torchrun starts, the first returns the whole model and the whole record.
 
     Raises ValueError for data and checkpoints that cannot be used and a device that is not there,
-    OSError for a text of words that cannot be read, Diverged where a step's loss or gradients are not
+    OSError for files that cannot be read or written, Diverged if a step's loss or gradients are not
     finite: it carries the record so far, and `checkpoints` keep the state before that step.
     """
-    lock = run_folder(checkpoints) if checkpoints and speaks() else nullcontext()
+    lock = run_folder(checkpoints) if checkpoints and is_rank_zero() else nullcontext()
     with lock, joined(config.device) as (group, device):
-        parts = group.size * config.accumulate
-        if config.batch_size % parts:
-            raise ValueError(
-                f"batch_size is {config.batch_size}; accumulate = {config.accumulate} passes of "
-                f"{group.size} processes must divide it evenly"
-            )
-        corpus = load_corpus(config.data, config.vocab_size, config.data_bytes)
-        require_length(corpus.train, config.sequence_len)
         words = read_words(Path(config.words)) if config.words else None
-        torch.manual_seed(config.seed)
-        model, costs = build_model(config, corpus)
-        model.to(device)
-        if config.compile:
-            compile_model(model)
-        forward = parallel(model, group, config.shard)
-        optimizer = model.setup_optimizer(table_lr=config.table_lr, router_lr=config.router_lr)
-        folder = RunFolder(checkpoints, _identity(config, corpus)) if checkpoints else None
-        progress = folder.restore(model, optimizer) if folder else Progress()
-        group.require_equal("step of the newest checkpoint", progress.step, device)
-        record = _description(config, corpus, model, costs)
-        run = Training(config, corpus, model, forward, optimizer, progress, folder, group)
+        run, costs = prepare(config, group, device, checkpoints)
+        record = report.description(config, run.corpus, run.model, costs)
+        if show_progress and is_rank_zero():
+            print(report.introduction(config, run.corpus, run.model, costs), file=sys.stderr)
         try:
-            train_on(run, show_progress and speaks())
+            train_on(run, show_progress and is_rank_zero(), before_step)
         except Diverged as error:
-            record["diverged"] = str(error)
-            error.record = record | _measured(config, progress)
+            _leave_diverged(run, error)
+            error.record = record | {"diverged": str(error)} | report.measured(config, run.progress)
             raise
-        record |= _measured(config, progress)
+        record |= report.measured(config, run.progress)
+        model = run.model
         if group.size > 1:
-            record["processes"] = _exchange(run)
-            state = whole(model.state_dict(), speaks())
-            if not speaks():
-                return TrainedRun(model, corpus, record)
+            record["processes"] = report.exchanged(config, model, group)
+            state = unsharded(model.state_dict(), is_rank_zero())
+            if not is_rank_zero():
+                return TrainedRun(model, run.corpus, record)
             model = GPT(model.config).to(device)
             model.load_state_dict(state)
-    record["sample"] = sample_text(model, corpus, new_tokens=64)
+    record["sample"] = report.sample_text(model, run.corpus, new_tokens=64)
     if words is not None:
-        record["words"] = word_perplexity(model, corpus, words, config.batch_size)
+        record["words"] = word_perplexity(model, run.corpus, words, config.batch_size)
         record["words"]["name"] = Path(config.words).name
-    return TrainedRun(model, corpus, record)
+    return TrainedRun(model, run.corpus, record)
 
 
-def _description(config: TrainConfig, corpus: TokenizedCorpus, model: GPT, costs: Accounting) -> dict:
-    """What a record says before the first step."""
+def prepare(
+    config: TrainConfig, group: Group, device: torch.device, checkpoints: Checkpoints | None
+) -> tuple[Training, Accounting]:
+    """Text, model, optimizer and, where `checkpoints` say so, the state of the run that resumes."""
+    parts = group.size * config.accumulate
+    if config.batch_size % parts:
+        raise ValueError(
+            f"batch_size is {config.batch_size}; accumulate = {config.accumulate} passes of "
+            f"{group.size} processes must divide it evenly"
+        )
+    corpus = load_corpus(config.data, config.vocab_size, config.data_bytes)
+    require_length(corpus.train, config.sequence_len)
+    torch.manual_seed(config.seed)
+    model, costs = build_model(config, corpus)
+    model.to(device)
+    if config.compile:
+        compile_model(model)
+    forward = parallel(model, group, config.shard)
+    optimizer = model.setup_optimizer(table_lr=config.table_lr, router_lr=config.router_lr)
+    folder = RunFolder(checkpoints, report.identity(config, corpus)) if checkpoints else None
+    progress = folder.restore(model, optimizer) if folder else Progress()
+    group.require_equal("step of the newest checkpoint", progress.step, device)
+    return Training(config, corpus, model, forward, optimizer, progress, folder, group), costs
+
+
+def train_on(
+    run: Training,
+    show_progress: bool,
+    before_step: Callable[[Training, int], None] | None = None,
+) -> None:
+    """From the step the run has reached to the last: batch, update, log, evaluate, save.
+
+    Raises Diverged if a loss or a gradient is not finite, Interrupted if a signal stops a run that
+    leaves checkpoints, OSError if there is no room for those.
+    """
+    config, progress, folder = run.config, run.progress, run.folder
+    schedule = learning_rate_schedule(run)
+    if not progress.evaluations:
+        progress.evaluations.append(evaluate_run(run, step=0))
+    noted = noted_signals() if folder else nullcontext(lambda: None)
+    with noted as signalled, progress_bar(run, show_progress) as bar:
+        for step in range(progress.step, config.num_iterations):
+            if before_step:
+                before_step(run, step)
+            begin = time.perf_counter()
+            progress.losses.append(train_step(run, step))
+            schedule.step()
+            progress.seconds.append(time.perf_counter() - begin)
+
+            last = step + 1 == config.num_iterations
+            if last or (step + 1) % config.eval_every == 0:
+                progress.evaluations.append(evaluate_run(run, step + 1, everything=last))
+                if not math.isfinite(progress.evaluations[-1]["loss"]):
+                    raise Diverged(step, None, None, run.batches.documents(step))
+            show(bar, run)
+
+            stop = folder is not None and run.group.any(signalled() is not None, run.model.device)
+            if folder and (stop or last or (step + 1) % folder.settings.every == 0):
+                save_checkpoint(run)
+            if stop:
+                raise Interrupted(signalled() or signal.SIGTERM, step + 1, folder.settings.folder)
+
+
+def train_step(run: Training, step: int) -> float:
+    """One batch forward, backward, and into the weights; the whole batch's loss before the update.
+
+    The batch is divided into `accumulate` passes, whose gradients add up to those of their mean. The
+    experts of an MoE balance their load in each pass by itself. Raises Diverged, and leaves the weights
+    alone, if the loss or a gradient is not finite.
+    """
+    model, losses = run.model, []
+    passes = run.batches.take(step)
+    for number, (inputs, targets) in enumerate(passes, start=1):
+        with exchange(run.forward, number == len(passes)):
+            with precision(model):
+                loss = run.forward(inputs, targets)
+                total = (loss + model.auxiliary_loss()) / len(passes)
+            total.backward()
+        losses.append(loss.detach())
+    norm = limit_gradients(model, run.config.clip)
+    loss = run.group.mean(torch.stack(losses).mean())
+    loss, norm = torch.stack([loss, norm]).tolist()  # the only synchronisation, but for an MoE's
+    if not math.isfinite(loss + norm):
+        raise Diverged(step, loss, norm, run.batches.documents(step))
+    run.optimizer.step()
+    run.optimizer.zero_grad()
+    return loss
+
+
+def learning_rate_factor(step: int, steps: int) -> float:
+    """The trapezoid: up over the first 2 % of the steps, level, down to zero over the last half."""
+    rise = (step + 1) / max(1.0, WARMUP * steps)
+    fall = (steps - step) / max(1.0, DECAY * steps)
+    return min(1.0, rise, fall)
+
+
+def learning_rate_schedule(run: Training) -> LambdaLR:
+    """The schedule of all learning rates, at the step that the run has reached."""
+    for parameters in run.optimizer.param_groups:
+        parameters["initial_lr"] = parameters["lr"]
+    scale, steps = run.config.lr_scale, run.config.num_iterations
+    return LambdaLR(
+        run.optimizer,
+        lambda step: scale * learning_rate_factor(step, steps),
+        last_epoch=run.progress.step - 1,
+    )
+
+
+def evaluate_run(run: Training, step: int, everything: bool = False) -> dict[str, float]:
+    """The losses on held-out text after `step` steps: on a sample of it, or on everything."""
+    config, corpus = run.config, run.corpus
+    limit = None if everything else config.eval_tokens
+    loss, bits = evaluate(run.model, corpus.validation, corpus.token_bytes, config.batch_size, limit)
     return {
-        "config": asdict(config) | {"data": corpus.name, "words": Path(config.words).name},
-        "corpus": {
-            "name": corpus.name,
-            "sha256": corpus.sha256,
-            "train_tokens": len(corpus.train),
-            "validation_tokens": len(corpus.validation),
-            "unigram_entropy": corpus.unigram_entropy(),
-        },
-        "environment": environment(model.device),
-        "model": asdict(model.config) | costs.summary(),
+        "step": step,
+        "tokens": step * config.tokens_per_step,
+        "loss": loss,
+        "bits_per_byte": bits,
+        "everything": everything,
     }
 
 
-def _measured(config: TrainConfig, progress: Progress) -> dict:
-    """What it says after the last."""
-    return {
-        "train_loss": _thin(progress.losses),
-        "evaluations": progress.evaluations,
-        "tokens_per_second": tokens_a_step(config) / statistics.median(progress.seconds or [math.nan]),
-        "seconds": sum(progress.seconds),
-    }
+def save_checkpoint(run: Training, prune: bool = True) -> None:
+    """Of several processes all gather the state, and the first writes it."""
+    writes = run.group.rank == 0
+    run.folder.save(run.model, run.optimizer, run.corpus.tokenizer, run.progress, writes, prune)
 
 
-def _exchange(run: Training) -> dict:
-    """What a process sends in a step for the tables' gradients, beside a dense exchange, in bytes."""
-    config, processes = run.config, run.group.size
-    size = run.model.lm_head.weight.element_size()
-    positions = tokens_a_step(config) // processes
-    exchange = exchanged_bytes(run.model.config, positions, processes, size)
-    sent = config.accumulate * exchange["dense"] if config.shard else exchange["positions"]
-    return {
-        "number": processes,
-        "shard": config.shard,
-        "table_bytes": sent,
-        "dense_bytes": exchange["dense"],
-    }
+def _leave_diverged(run: Training, error: Diverged) -> None:
+    """Keep the weights of before the step, and note that there is no loss to evaluate."""
+    if error.loss is None:
+        return
+    if run.folder:
+        save_checkpoint(run, prune=False)  # these weights may be what the step diverged from
+    step = run.progress.step
+    lost = {"loss": math.nan, "bits_per_byte": math.nan, "everything": True}
+    run.progress.evaluations.append({"step": step, "tokens": step * run.config.tokens_per_step} | lost)
 
 
-_PASSING = ("device", "words", "shard", "compile")
-"""Settings in which two parts of a run may differ."""
+def progress_bar(run: Training, shown: bool) -> tqdm:
+    """A bar of at most 80 columns, whose end `show` fills in."""
+    return tqdm(
+        initial=run.progress.step,
+        total=run.config.num_iterations,
+        disable=not shown,
+        bar_format="{n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}",
+    )
 
 
-def _identity(config: TrainConfig, corpus: TokenizedCorpus) -> dict:
-    """What a checkpoint must share with the run that goes on from it."""
-    settings = asdict(config) | {"data": corpus_name(config.data), "corpus": corpus.sha256}
-    settings["tokenizer"] = corpus.tokenizer_sha256
-    return {name: value for name, value in settings.items() if name not in _PASSING}
-
-
-def sample_text(model: GPT, corpus: TokenizedCorpus, new_tokens: int) -> str:
-    """The first eight held-out tokens and what the model makes of them, as its context permits."""
-    prompt = corpus.validation[: min(8, model.config.sequence_len)].tolist()
-    room = model.config.sequence_len - len(prompt)
-    with precision(model):
-        (ids,) = generate(model, [prompt], min(new_tokens, room), temperature=0.8)
-    return corpus.tokenizer.decode(ids)
-
-
-def _thin(losses: list[float], points: int = 100) -> list[dict[str, float]]:
-    """The training loss as means over at most `points` equal stretches."""
-    stretch = max(1, math.ceil(len(losses) / points))
-    return [
-        {"step": min(i + stretch, len(losses)), "loss": statistics.fmean(losses[i : i + stretch])}
-        for i in range(0, len(losses), stretch)
-    ]
-
-
-PROGRAM = "python -m l3paper.train"
+def show(bar: tqdm, run: Training) -> None:
+    """One step more: the training loss, the last evaluation, and the speed."""
+    speed = run.config.tokens_per_step / statistics.median(run.progress.seconds[-20:])
+    held_out = run.progress.evaluations[-1]
+    bar.set_postfix_str(
+        f"loss {run.progress.losses[-1]:.3f}, held out {held_out['loss']:.3f} "
+        f"({held_out['bits_per_byte']:.3f} bits/byte), {speed / 1e3:.1f}k tok/s",
+        refresh=False,
+    )
+    bar.update()
 
 
 def command_line() -> argparse.ArgumentParser:
-    """The parser; ValueError where $L3_PRESET names no preset."""
+    """The parser; ValueError if $L3_PRESET names an unknown preset."""
     parser = argparse.ArgumentParser(
-        prog=PROGRAM,
+        prog="python -m l3paper.train",
         usage="%(prog)s [--preset NAME] [--record FILE] [--save DIR] [options]",
         description="Train a GPT with L3 layers (or, with --l3-after-layers '', without) and print "
         "its loss on held-out text. Without a flag: four blocks and one L3 layer on the source of "
         "Python's standard library, a few minutes on a laptop.",
     )
-    parser.add_argument(
-        "--record",
-        type=Path,
-        metavar="FILE",
-        help="write the run's JSON record here (default: runs/ in the cache folder)",
-    )
-    parser.add_argument(
-        "--save", type=Path, metavar="DIR", help="write the trained model here, for l3paper.generate"
-    )
-    parser.add_argument(
-        "--checkpoint-dir", type=Path, metavar="DIR", help="leave checkpoints here to go on from"
-    )
-    parser.add_argument(
-        "--checkpoint-every",
-        type=int,
-        default=100,
-        metavar="N",
-        help="steps from one to the next (default: 100)",
-    )
-    parser.add_argument(
-        "--checkpoint-keep", type=int, default=2, metavar="N", help="keep the N newest (default: 2)"
-    )
-    parser.add_argument(
-        "--resume", action="store_true", help="go on from the newest checkpoint that is whole, if any"
-    )
+    add = parser.add_argument
+    add("--record", type=Path, metavar="FILE", help="the JSON record (default: in the cache folder)")
+    add("--save", type=Path, metavar="DIR", help="write the trained model here, for l3paper.generate")
+    add("--checkpoint-dir", type=Path, metavar="DIR", help="leave checkpoints here to resume from")
+    add("--checkpoint-every", type=int, default=100, metavar="N", help="steps apart (default: 100)")
+    add("--checkpoint-keep", type=int, default=2, metavar="N", help="keep the N newest (default: 2)")
+    add("--resume", action="store_true", help="resume from the newest intact checkpoint, if any")
     add_flags(parser)
     return parser
 
 
-def _checkpoints(given: argparse.Namespace) -> Checkpoints | None:
-    if given.checkpoint_dir is None:
-        if given.resume:
-            raise ValueError("--resume needs --checkpoint-dir")
-        return None
-    require_writable(given.checkpoint_dir / "step")
-    return Checkpoints(
-        given.checkpoint_dir, given.checkpoint_every, given.checkpoint_keep, given.resume
-    )
-
-
+@command("python -m l3paper.train")
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line: 0, or one line on stderr and a code that is not 0.
-
-    2 for input that cannot be used, 1 for a run that diverged, 128 + N for one that signal N stopped.
-    """
-    try:
-        given = command_line().parse_args(arguments)
-        with raised_signals():
-            return _train_and_write(given)
-    except (ValueError, ImportError, OSError) as error:
-        return _fail(f"error: {error}", 2)
-    except Diverged as error:
-        return _fail(error, 1)
-    except Interrupted as error:
-        return _fail(error, 128 + error.number)
-    except KeyboardInterrupt as error:
-        number = error.args[0] if error.args else signal.SIGINT
-        left = "--resume goes on from the newest checkpoint, where --checkpoint-dir has one"
-        return _fail(f"{signal.Signals(number).name}: {left}", 128 + number)
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "allocate" not in str(error):
-            raise
-        return _fail(f"error: it does not fit into memory: {str(error).splitlines()[0]}", 2)
-
-
-def _train_and_write(given: argparse.Namespace) -> int:
+    """The command line: exit code 0, or one line on stderr and one of `l3paper.errors`."""
+    given = command_line().parse_args(arguments)
     config = from_flags(given)
     name = f"{config.kind}-depth{config.depth}-seed{config.seed}.json"
     path = given.record or cache_folder() / "runs" / name
     require_writable(path)
     if given.save:
         require_place(given.save, [place for place in (path, given.checkpoint_dir) if place])
-    run = train(config, checkpoints=_checkpoints(given))
-    if not speaks():
+    if given.resume and given.checkpoint_dir is None:
+        raise ValueError("--resume needs --checkpoint-dir")
+    checkpoints = None
+    if given.checkpoint_dir:
+        require_writable(given.checkpoint_dir / "step")
+        checkpoints = Checkpoints(
+            given.checkpoint_dir, given.checkpoint_every, given.checkpoint_keep, given.resume
+        )
+    run = train(config, checkpoints=checkpoints)
+    if not is_rank_zero():
         return 0
     write_record(path, run.record)
     if given.save:
         save_model(given.save, run.model, run.corpus.tokenizer)
     encoding = sys.stdout.encoding or "utf-8"  # a terminal that lacks a letter is no reason to fail
-    print(report(run.record).encode(encoding, "backslashreplace").decode(encoding))
+    print(report.report(run.record).encode(encoding, "backslashreplace").decode(encoding))
     print(f"record: {path}")
     if given.save:
         print(f"model: {given.save}")
     return 0
-
-
-def _fail(why: object, code: int) -> int:
-    print(f"{PROGRAM}: {' '.join(line.strip() for line in str(why).splitlines())}", file=sys.stderr)
-    return code
-
-
-def report(record: dict) -> str:
-    """The end of a run in a few lines."""
-    corpus, model, last = record["corpus"], record["model"], record["evaluations"][-1]
-    lines = ""
-    if processes := record.get("processes"):
-        sent, dense = processes["table_bytes"], processes["dense_bytes"]
-        lines = (
-            f"{processes['number']} processes: each sent {sent:,.0f} bytes a step for the tables' "
-            f"gradients, {sent / max(1, dense):.1%} of a dense exchange\n"
-        )
-    return lines + (
-        f"text sample: {record['sample']!r}\n"
-        f"unigram entropy of the training text: {corpus['unigram_entropy']:.3f} nats/token\n"
-        f"loss on all {corpus['validation_tokens']:,} held-out tokens: {last['loss']:.3f} nats/token"
-        f" = {last['bits_per_byte']:.3f} bits/byte\n"
-        f"parameters: {model['total_parameters']:,}, active {model['active_parameters']:,.0f}; "
-        f"{record['tokens_per_second']:,.0f} tokens/s over {record['seconds']:.0f} s"
-    )
 
 
 if __name__ == "__main__":

@@ -21,6 +21,18 @@ from hypothesis.extra import numpy as st_numpy
 from l3paper.allocation import allocation_to_bounds
 from l3paper.files import sha256
 
+SIZES = dict(
+    vocab_size=300,
+    depth=2,
+    n_embd=32,
+    sequence_len=16,
+    batch_size=4,
+    num_iterations=8,
+    eval_every=3,
+    l3_n_emb=500,
+)
+"""A tiny run."""
+
 KINDS = {
     "dense": dict(l3_after_layers=""),
     "tied": dict(l3_n_emb=500, l3_k_max=16),
@@ -83,7 +95,7 @@ class Bomb:
 
 # To start an interpreter and import PyTorch takes seconds; to fork one that has done so, a tenth.
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["l3paper.training.steps", "l3paper.lookup.reference"])
+_CONTEXT.set_forkserver_preload(["l3paper.train", "l3paper.lookup"])
 
 
 class Done(NamedTuple):
@@ -152,3 +164,7 @@ def _run(program, arguments, environment, folder, streams):
         runpy.run_path(program, run_name="__main__")
     else:
         runpy.run_module(program, run_name="__main__", alter_sys=True)
+
+
+def as_flags(settings):
+    return [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from l3paper.checkpoints.model import require_whole
+from l3paper.checkpoints.stored import require_intact
 from l3paper.files import sha256
 from l3paper.train import main
 
@@ -68,7 +68,7 @@ def kill_and_resume(folder: Path, kills: int, show_progress: bool = False) -> in
             process.kill()
             process.join()
             for checkpoint in (killed / "steps").glob("step-*"):
-                require_whole(checkpoint, json.loads((checkpoint / "sums.json").read_text()))
+                require_intact(checkpoint, json.loads((checkpoint / "sums.json").read_text()))
             if process.exitcode < 0:
                 hits += 1
                 bar.update()

@@ -1,29 +1,47 @@
 """Files and folders arrive whole, or not at all."""
 
+import errno
+import fcntl
+import os
+import resource
+import stat
 import subprocess
 import sys
+import tempfile
+import threading
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from l3paper.files import atomic_folder, atomic_write, cache_folder
+from l3paper.errors import note_once
+from l3paper.files import (
+    atomic_folder,
+    atomic_write,
+    cache_folder,
+    locked,
+    require_replaceable,
+    require_writable,
+)
 
 
 def content(folder):
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def write_and_fail(path, error):
+def write(path, text, error=None):
     with atomic_write(path) as file:
-        file.write("new")
-        raise error
+        file.write(text)
+        if error:
+            raise error
 
 
-def fill_and_fail(path, error):
+def fill(path, text, error=None):
     with atomic_folder(path) as new:
-        (new / "new").write_text("2")
-        raise error
+        (new / "part").write_text(text)
+        if error:
+            raise error
 
 
 @pytest.mark.parametrize(("mode", "text"), [("w", "new: ü\n"), ("wb", b"\x00\xff")])
@@ -48,7 +66,7 @@ def test_failed_write_leaves_all_as_it_was(tmp_path, before, error):
     for name, old in before.items():
         (tmp_path / name).write_bytes(old)
     with pytest.raises(error):
-        write_and_fail(tmp_path / "file", error)
+        write(tmp_path / "file", "new", error)
     assert content(tmp_path) == before
 
 
@@ -72,7 +90,7 @@ def test_failed_folder_leaves_all_as_it_was(tmp_path, before, error):
         path.mkdir()
         (path / name).write_bytes(old)
     with pytest.raises(error):
-        fill_and_fail(path, error)
+        fill(path, "new", error)
     assert [p.name for p in tmp_path.iterdir()] == ["folder"] * len(before)
     assert content(tmp_path) == {f"folder/{name}": old for name, old in before.items()}
 
@@ -102,6 +120,179 @@ def test_cache_folder_follows_the_environment(monkeypatch, variables, expected):
     for name, value in ({"HOME": "/home/me"} | variables).items():
         monkeypatch.setenv(name, value)
     assert cache_folder() == Path(expected)
+
+
+# Links, pipes and devices
+
+
+def test_the_target_of_a_link_is_replaced_and_the_link_stays(tmp_path):
+    for make in (write, fill):
+        link, target = tmp_path / make.__name__, tmp_path / "elsewhere" / make.__name__
+        link.symlink_to(target)
+        for text in ("old", "new"):  # the target is missing, then it is there
+            make(link, text)
+        assert link.readlink() == target
+    assert content(tmp_path / "elsewhere") == {"write": b"new", "fill/part": b"new"}
+    assert {path.name for path in tmp_path.iterdir()} == {"write", "fill", "elsewhere"}
+
+
+def test_a_pipe_is_written_through(tmp_path):
+    pipe, read = tmp_path / "pipe", []
+    os.mkfifo(pipe)
+    require_writable(pipe)
+    reader = threading.Thread(target=lambda: read.append(pipe.read_text()), daemon=True)
+    reader.start()
+    write(pipe, "text")
+    reader.join(10)
+    assert read == ["text"]
+    assert [path.is_fifo() for path in tmp_path.iterdir()] == [True]
+    with pytest.raises(NotADirectoryError, match="pipe"):
+        fill(pipe, "text")
+    assert [path.is_fifo() for path in tmp_path.iterdir()] == [True]
+
+
+def device(path, major, minor):
+    """Make a device of the test's own: it behaves as the machine's, and may be replaced."""
+    if sys.platform != "linux":
+        pytest.skip("the numbers are those of Linux")
+    try:
+        os.mknod(path, 0o666 | stat.S_IFCHR, os.makedev(major, minor))
+        path.open("w").close()
+    except PermissionError:
+        pytest.skip("only root can make devices")
+
+
+def test_a_device_is_written_through_even_by_a_link(tmp_path):
+    device(tmp_path / "null", 1, 3)
+    (tmp_path / "link").symlink_to("null")
+    for name in ("null", "link"):
+        require_writable(tmp_path / name)
+        write(tmp_path / name, "text")
+    assert (tmp_path / "null").is_char_device()
+    assert (tmp_path / "link").is_symlink()
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+# Faults of disks and file systems
+
+
+def test_a_full_device_is_an_error_that_names_it(tmp_path):
+    device(tmp_path / "full", 1, 7)
+    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}/full'"):
+        write(tmp_path / "full", "text")
+    assert (tmp_path / "full").is_char_device()
+
+
+@contextmanager
+def at_most_bytes(size):
+    """Let no file grow beyond `size`: what writes see is what a full disk does to them."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_leaves_the_old_and_names_the_file(tmp_path):
+    write(tmp_path / "file", "old")
+    fill(tmp_path / "folder", "old")
+    for name, make in (("file", write), ("folder", fill)):
+        with pytest.raises(OSError, match=f"File too large: '{tmp_path / name}'"), at_most_bytes(4096):
+            make(tmp_path / name, "x" * 10_000)
+    assert content(tmp_path) == {"file": b"old", "folder/part": b"old"}
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "folder"}
+
+
+@pytest.fixture
+def read_only():
+    """A folder that cannot be written to; root, who could, is another user meanwhile."""
+    root = os.geteuid() == 0
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o555)
+        if root:
+            os.seteuid(65534)
+        try:
+            yield Path(folder)
+        finally:
+            if root:
+                os.seteuid(0)
+            os.chmod(folder, 0o755)
+
+
+def test_a_read_only_folder_is_named_before_and_while_writing(read_only):
+    place = read_only / "new"
+    for require in (require_writable, require_replaceable):
+        with pytest.raises(ValueError, match=f"'{place}' cannot be written: .*Permission denied"):
+            require(place)
+    for make in (write, fill):
+        with pytest.raises(PermissionError, match=f"Permission denied: '{place}'"):
+            make(place, "text")
+
+
+def failing(function, number, fails=lambda *arguments: True):
+    """A stub of an os function, on a file system that answers with this error number."""
+
+    def stub(handle, *arguments):
+        if fails(handle):
+            raise OSError(number, os.strerror(number))
+        return function(handle, *arguments)
+
+    return stub
+
+
+def is_folder(handle):
+    return stat.S_ISDIR(os.fstat(handle).st_mode)
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
+def test_folders_that_cannot_be_flushed_are_noted_once(tmp_path, monkeypatch, capsys, number):
+    note_once.cache_clear()
+    monkeypatch.setattr(os, "fsync", failing(os.fsync, number, is_folder))
+    for name in ("a", "b"):
+        fill(tmp_path / name, "text")
+    assert content(tmp_path) == {"a/part": b"text", "b/part": b"text"}
+    assert capsys.readouterr().err.count("cannot flush folders") == 1
+    monkeypatch.setattr(os, "fsync", failing(os.fsync, errno.EIO, is_folder))
+    with pytest.raises(OSError, match=f"Input/output error: '{tmp_path / 'c'}'"):
+        fill(tmp_path / "c", "text")
+
+
+def test_files_that_cannot_be_flushed_are_errors(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", failing(os.fsync, errno.EINVAL))
+    for make in (write, fill):
+        with pytest.raises(OSError, match=f"Invalid argument: '{tmp_path / 'new'}'"):
+            make(tmp_path / "new", "text")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EBADF, errno.ENOLCK])
+def test_a_file_system_without_locks_is_noted_once(tmp_path, monkeypatch, capsys, number):
+    note_once.cache_clear()
+    monkeypatch.setattr(fcntl, "flock", failing(fcntl.flock, number))
+    for _ in range(2):
+        with locked(tmp_path, wait=False):
+            pass
+    assert capsys.readouterr().err.count("two runs on one folder are not held apart") == 1
+
+
+# Places and locks
+
+
+MOUNTS = [place for place in ("/proc",) if os.path.ismount(place)]
+
+
+@pytest.mark.parametrize("place", [".", "..", "link", *MOUNTS])
+def test_the_working_folder_and_mount_points_are_not_replaceable(tmp_path, monkeypatch, place):
+    (tmp_path / "link").symlink_to(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=f"'{place}' cannot be replaced"):
+        require_replaceable(Path(place))
+
+
+def test_a_folder_is_not_a_place_for_a_file(tmp_path):
+    with pytest.raises(ValueError, match="it is a folder"):
+        require_writable(tmp_path)
 
 
 def test_a_lock_lets_one_process_in_at_a_time(tmp_path):

@@ -1,10 +1,14 @@
 """Generation: the cache, the choice of tokens, tables elsewhere, and the command line."""
 
+import io
+import shutil
+import sys
 from dataclasses import replace
 
 import pytest
 import torch
 
+from helpers import Bomb, flip
 from l3paper import GPT, GPTConfig, allocation_to_bounds
 from l3paper.checkpoints.model import TABLES, load_model, save_model
 from l3paper.data.tokenizer import train_tokenizer
@@ -220,14 +224,46 @@ def test_command_line_continues_several_prompts(saved, capsys):
     assert "--- a dog" in out
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_characters_that_the_terminal_lacks_are_escaped(saved, monkeypatch, encoding):
+    terminal = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(terminal, encoding))
+    for prompts in (["日本"], ["日本", "ß"]):
+        flags = ["--checkpoint", str(saved(DENSE)), "--device", "cpu", "--temperature", "9"]
+        assert main([*flags, "--new-tokens", "12", "--prompt", *prompts]) == 0
+    assert terminal.getvalue().count(rb"\u65e5\u672c") == 2
+
+
+@pytest.fixture
+def run_of_three(saved, tmp_path):
+    """The folder of a run with three checkpoints, of which the newest is damaged."""
+    run = tmp_path / "run"
+    for step in (100, 200, 300):
+        shutil.copytree(saved(DENSE), run / f"step-{step:09}")
+    (run / ".step-000000400.left").mkdir()
+    truncate(run / "step-000000300" / "weights.safetensors")
+    return run
+
+
+def test_the_newest_whole_checkpoint_of_a_run_is_taken(run_of_three, capsys):
+    code, out, err = call(capsys, run_of_three, "--prompt", "the", "--new-tokens", "0")
+    assert (code, out) == (0, "the\n")
+    skipped, taken = err.splitlines()
+    assert "step-000000300" in skipped
+    assert "is damaged" in skipped
+    assert taken == f"checkpoint: {run_of_three / 'step-000000200'}"
+
+
+def test_a_run_without_a_whole_checkpoint_is_refused(run_of_three, capsys):
+    for step in (100, 200):
+        truncate(run_of_three / f"step-{step:09}" / "weights.safetensors")
+    code, out, err = call(capsys, run_of_three, "--prompt", "the")
+    assert (code, out) == (2, "")
+    assert err.splitlines()[-1].endswith(f"no checkpoint in {str(run_of_three)!r} is whole")
+
+
 def truncate(path):
     path.write_bytes(path.read_bytes()[:-8])
-
-
-def flip(path):
-    content = bytearray(path.read_bytes())
-    content[-5] ^= 1
-    path.write_bytes(content)
 
 
 @pytest.mark.parametrize("tables", TABLES)
@@ -261,6 +297,7 @@ def test_damaged_checkpoints_are_refused(saved, capsys, tables, name, damage, me
         (["--prompt", "the", "--new-tokens", "24"], "exceed the model's context"),
         (["--prompt", "the", "--new-tokens", "2", "--top-p", "2"], "top_p is 2.0"),
         (["--prompt", "the", "--device", "abacus"], "device is 'abacus'"),
+        (["--prompt", "the", "--checkpoint", ""], "argument --checkpoint: the path is empty"),
     ],
 )
 def test_bad_requests_end_with_code_2(saved, capsys, flags, message):
@@ -275,19 +312,10 @@ def test_missing_checkpoint_ends_with_code_2(tmp_path, capsys):
 
 def test_nothing_is_unpickled(saved, capsys, tmp_path):
     folder = saved(DENSE)
-    trap = tmp_path / "sprung"
-    torch.save({"x": Trap(trap)}, folder / "weights.safetensors")
+    torch.save({"x": Bomb(tmp_path / "sprung")}, folder / "weights.safetensors")
     code, _, err = call(capsys, folder, "--prompt", "the")
     assert (code, "is damaged" in err) == (2, True)
-    assert not trap.exists()
-
-
-class Trap:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return (exec, (f"open({str(self.path)!r}, 'w').close()",))
+    assert not (tmp_path / "sprung").exists()
 
 
 def test_saving_replaces_a_model_and_leaves_nothing_behind(saved):

@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 
 from l3paper import L3Layer, allocation_to_bounds
-from l3paper import layer as layer_module
-from l3paper.layer import FEW, rms_norm
-from l3paper.lookup.reference import LOOKUPS, loop, padded
+from l3paper.layer import rms_norm
+from l3paper.lookup import LOOKUPS, loop, padded
+from l3paper.lookup import table as table_module
 
 ALLOC = [5, 1, 9, 2, 1, 6]
 TIED = pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
@@ -98,13 +98,13 @@ def test_lookups_are_interchangeable(name, tied):
 
 
 @TIED
-@pytest.mark.parametrize("most", [1, FEW, 10**9])
+@pytest.mark.parametrize("most", [1, table_module.FEW])
 def test_few_positions_without_gradients_give_the_same(tied, most, monkeypatch):
-    monkeypatch.setattr(layer_module, "FEW", most)
+    monkeypatch.setattr(table_module, "FEW", most)
     x, ids = make_batch()
     layer = make_layer(tied)
     with torch.no_grad():
-        assert (layer.plan(ids) is None) == (most > 1)
+        assert (layer.plan(ids).lookup is padded) == (most > 1)
         found = layer(x, ids)
     torch.testing.assert_close(found, make_layer(tied, lookup=loop)(x, ids))
 
@@ -180,6 +180,76 @@ def test_state_dict_with_wrong_bounds_is_refused():
     assert layer.bounds.tolist() == allocation_to_bounds(ALLOC).tolist()
 
 
+def test_bounds_exist_from_construction():
+    bounds = allocation_to_bounds(ALLOC)
+    unset = L3Layer(16, sum(ALLOC), d_up=24, vocab_size=len(ALLOC))
+    assert unset.state_dict()["bounds"].tolist() == [0] * (len(ALLOC) + 1)
+    given = L3Layer(16, sum(ALLOC), d_up=24, bounds=bounds)
+    assert torch.equal(given.bounds, bounds)
+    given(*make_batch())
+    with pytest.raises(ValueError, match="call set_bounds"):
+        unset(*make_batch())
+
+
+def test_loaders_that_copy_into_the_buffers_set_the_bounds():
+    layer = make_layer()
+    other = L3Layer(16, sum(ALLOC), d_up=24, vocab_size=len(ALLOC))
+    for name, tensor in other.state_dict().items():
+        tensor.copy_(layer.state_dict()[name])
+    assert torch.equal(other(*make_batch()), layer(*make_batch()))
+
+
+def corrupt_in_place(layer):
+    layer.bounds[3] -= 1
+    layer.bounds[2] = layer.bounds[3]
+
+
+def corrupt_by_averaging(layer):
+    averaged = torch.optim.swa_utils.AveragedModel(
+        layer, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.9), use_buffers=True
+    )
+    for _ in range(4):
+        averaged.update_parameters(layer)
+    layer.bounds = averaged.module.bounds
+
+
+@pytest.mark.parametrize("corrupt", [corrupt_in_place, corrupt_by_averaging])
+def test_bounds_corrupted_on_the_way_are_refused(corrupt):
+    layer = make_layer()
+    layer(*make_batch())  # so that they have been checked once before
+    corrupt(layer)
+    with pytest.raises(ValueError, match="bounds"):
+        layer(*make_batch())
+
+
+def test_bounds_are_looked_at_once_after_a_change():
+    layer, batch = make_layer(), make_batch()
+    layer(*batch)
+    checked = layer._checked
+    layer(*batch)
+    assert layer._checked is checked
+    same = layer.bounds_id()
+    layer.bounds.copy_(allocation_to_bounds(ALLOC[::-1]))
+    assert layer.bounds_id() != same
+    torch.testing.assert_close(layer(*batch), make_reversed(layer)(*batch))
+
+
+def make_reversed(layer):
+    other = L3Layer(16, sum(ALLOC), d_up=24, lookup="loop", bounds=allocation_to_bounds(ALLOC[::-1]))
+    weights = {name: p for name, p in layer.state_dict().items() if name != "bounds"}
+    other.load_state_dict(weights)
+    return other
+
+
+@TIED
+def test_device_and_type_of_the_parameters(tied):
+    layer = L3Layer(16, 24, 8, tie_kv=tied, vocab_size=4, dtype=torch.float64)
+    assert {p.dtype for p in layer.parameters()} == {torch.float64}
+    assert layer.bounds.dtype == torch.long
+    meta = L3Layer(16, 24, 8, tie_kv=tied, vocab_size=4, device="meta")
+    assert {t.device.type for t in meta.state_dict().values()} == {"meta"}
+
+
 def test_bounds_are_a_copy():
     bounds = allocation_to_bounds(ALLOC)
     layer = L3Layer(16, sum(ALLOC), d_up=24)
@@ -236,8 +306,8 @@ def test_forward_before_set_bounds():
         (torch.randn(2, 3, 15), torch.zeros(2, 3, dtype=torch.long), "must be"),
         (torch.randn(2, 3, 16), torch.zeros(2, 4, dtype=torch.long), "must be"),
         (torch.randn(2, 3, 16), torch.zeros(6, dtype=torch.long), "must be"),
-        (torch.randn(2, 3, 16), torch.zeros(2, 3), "whole numbers"),
-        (torch.randn(2, 3, 16), [[0, 1, 2], [0, 1, 2]], "whole numbers"),
+        (torch.randn(2, 3, 16), torch.zeros(2, 3), "integers, int64"),
+        (torch.randn(2, 3, 16), [[0, 1, 2], [0, 1, 2]], "token_ids list; they must be tensors"),
         (torch.tensor(1.0), torch.tensor(0), "must be"),
     ],
 )

@@ -8,7 +8,7 @@ import nbformat
 import pytest
 import torch
 
-from l3paper.notebooks.execution import NOTEBOOKS
+from l3paper.notebooks import NOTEBOOKS
 from l3paper.train import command_line
 from l3paper.training.config import from_flags
 

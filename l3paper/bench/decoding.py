@@ -1,12 +1,12 @@
 """How fast a model decodes when its L3 tables are on its device, in CPU memory, or in their file.
 
-The text is given, so that all read the same rows: held-out documents, one sequence a batch row, one
-token a step, each step with logits and the likeliest token as in generation.
+All models read the same held-out text, so that all read the same rows: one sequence per batch row, one
+token per step, each step with logits and the likeliest token as in generation.
 """
 
 import tempfile
-from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,29 +28,25 @@ BATCHES = (1, 8, 64, 300)
 def bench_decode(
     preset: str, repeats: int, device: torch.device, sweep: bool, steps: int = 32
 ) -> list[dict]:
-    """Tokens a second of a preset's model, dense and with its tables in each place, by batch size.
+    """Time decoding by a preset's model, dense and with its tables in each place, by batch size.
 
-    With `sweep`, instead, the L3 layer behind every block in turn, at batch 1: where it comes too
-    early, the copy of its rows shows. Bytes are those of the rows that were read, a token.
+    With `sweep`, the L3 layer is behind every block in turn instead, at batch 1: behind an early block,
+    the copy of its rows shows. Bytes are those of the rows that were read, per token.
     """
     base = PRESETS[preset]
     corpus = load_corpus(vocab_size=base.vocab_size)
-    model = build_model(replace(base, l3_after_layers=""), corpus)[0].to(device)
-    results = []
+    dense = build_model(replace(base, l3_after_layers=""), corpus)[0].to(device)
     places = [str(i) for i in range(base.depth)] if sweep else [base.model_config().l3_after_layers]
+    results = []
     with tempfile.TemporaryDirectory() as folder:
         for place in places:
-            served = {"dense": model}
-            config = replace(base, l3_after_layers=place)
-            save_model(Path(folder) / place, build_model(config, corpus)[0], corpus.tokenizer)
-            for tables in TABLES:
-                served[f"L3 {tables}"] = load_model(Path(folder) / place, device, tables)[0]
+            saved = Path(folder) / place
+            model, _ = build_model(replace(base, l3_after_layers=place), corpus)
+            save_model(saved, model, corpus.tokenizer)
+            models = {f"L3 {tables}": load_model(saved, device, tables)[0] for tables in TABLES}
             for batch in BATCHES[:1] if sweep else BATCHES:
-                ids = _text(corpus, batch, steps)
-                results += [
-                    {"after_block": place, "batch": batch} | row
-                    for row in _compare(served, ids, repeats)
-                ]
+                rows = _compare({"dense": dense} | models, _text(corpus, batch, steps), repeats)
+                results += [{"after_block": place, "batch": batch} | row for row in rows]
     return results
 
 
@@ -67,34 +63,29 @@ def decode(model: GPT, ids: Tensor) -> None:
     with torch.inference_mode(), precision(model):
         for step in ids.to(model.device):
             hidden = model.hidden_states(step, cache)
-            cache.lengths = [length + 1 for length in cache.lengths]
+            cache.advance([1] * len(cache.lengths))
             model.logits(hidden[:, -1]).argmax(dim=-1).tolist()
 
 
-def _compare(served: dict[str, GPT], ids: Tensor, repeats: int) -> list[dict]:
-    jobs: dict[str, Callable[[], None]] = {
-        name: (lambda model=model: decode(model, ids)) for name, model in served.items()
-    }
+def _compare(models: dict[str, GPT], ids: Tensor, repeats: int) -> list[dict]:
+    jobs = {name: partial(decode, model, ids) for name, model in models.items()}
     medians = interleaved_medians(jobs, repeats)
-    resident = medians["L3 resident"]
     return [
         {
             "model": name,
-            "tokens_per_second": ids.numel() / seconds,
-            "of_resident": resident / seconds,
-            "read_bytes": _read(served[name], ids),
-            "predicted_bytes": predicted_bytes(served[name], ids) / ids.numel(),
+            "tokens_per_second": ids.numel() / medians[name],
+            "of_resident": medians["L3 resident"] / medians[name],
+            "read_bytes": _read(model, ids),
+            "predicted_bytes": predicted_bytes(model, ids) / ids.numel(),
         }
-        for name, seconds in medians.items()
+        for name, model in models.items()
     ]
 
 
 def _read(model: GPT, ids: Tensor) -> float | None:
-    """Bytes a token that the stores of a model hand out; None where it has none."""
+    """Bytes per token that the model's stores hand out; None if it has no store."""
     stores = [layer.store for layer in model.l3_layers.values() if layer.store]
-    if not stores:
-        return None
-    before = [store.rows_read for store in stores]
+    before = sum(store.rows_read * store.row_bytes for store in stores)
     decode(model, ids)
-    rows = [store.rows_read - held for store, held in zip(stores, before, strict=True)]
-    return sum(n * store.row_bytes for n, store in zip(rows, stores, strict=True)) / ids.numel()
+    after = sum(store.rows_read * store.row_bytes for store in stores)
+    return (after - before) / ids.numel() if stores else None

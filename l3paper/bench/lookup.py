@@ -1,14 +1,12 @@
-"""Timings one can trust: `python -m l3paper.bench --help`.
+"""How fast rows are allocated, looked up and updated, beside what the machine could do at best.
 
 Absolute times depend on the machine; the ratios in the last column are what carries over.
 """
 
-import argparse
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -20,23 +18,16 @@ from l3paper.allocation import (
     compute_lzw_allocation,
     scan_codewords,
 )
-from l3paper.bench.correctness import check_lookups
-from l3paper.bench.decoding import bench_decode
 from l3paper.bench.timing import copy_speed, interleaved_medians, memory_size, peak_bytes, product_speed
-from l3paper.bench.training import SIZES, bench_throughput, bench_train_step
-from l3paper.data.corpus import fingerprint, read_documents
-from l3paper.data.streams import load_corpus, training_batch
-from l3paper.experiments.catalogue import EXPERIMENTS, without_and_with
-from l3paper.files import require_writable
-from l3paper.lookup.reference import blocked, grouped, padded
-from l3paper.parts.device import pick_device
-from l3paper.records import environment, write_record
-from l3paper.training.config import PRESETS
+from l3paper.data.batches import training_batch
+from l3paper.data.streams import load_corpus
+from l3paper.lookup import blocked, padded
+from l3paper.lookup.grouped import grouped
 
 
 @dataclass(frozen=True)
 class LookupSetting:
-    """One lookup problem: ids from the default corpus, rows by LZW, one tied table."""
+    """The size of one lookup: ids from the default corpus, rows by LZW, one tied table."""
 
     positions: int
     vocab_size: int
@@ -54,7 +45,7 @@ SETTINGS = {
 }
 
 
-def allocation_and_batch(setting: LookupSetting) -> tuple[list[int], Tensor]:
+def _allocation_and_batch(setting: LookupSetting) -> tuple[list[int], Tensor]:
     """Rows per token by LZW, and the ids (positions,) of a training batch of the default corpus."""
     corpus = load_corpus(vocab_size=setting.vocab_size)
     alloc = compute_lzw_allocation(corpus.documents(), setting.vocab_size, setting.n_emb, setting.k_max)
@@ -77,48 +68,48 @@ def flex(query: Tensor, token_ids: Tensor, bounds: Tensor, keys: Tensor, values:
 
 
 def bench_lookup(
-    setting: LookupSetting, repeats: int, device: torch.device, dtype: torch.dtype = torch.float32
+    setting: str,
+    repeats: int,
+    device: torch.device,
+    dtype: str = "float32",
+    memory: int | None = None,
 ) -> list[dict]:
-    """Forward and backward of every lookup but the loop, and the sum of two floors.
+    """Time forward and backward of every lookup but the loop, beside the sum of two floors.
 
-    What does not fit into memory is left out, with a word on stderr. On CUDA, FlexAttention joins in.
+    A lookup that does not fit into `memory` bytes, by default those of the device, is left out, and a
+    line on stderr says so. On CUDA, FlexAttention is timed as well.
 
     The floors: the products that the equation needs at the speed of one large product, and the bytes
     that must move (touched rows read twice, the table's gradient and the activations written once)
     at the speed of a large copy.
     """
-    alloc, ids = allocation_and_batch(setting)
-    bounds = allocation_to_bounds(alloc).to(device)
-    ids = ids.to(device)
+    setting, dtype = SETTINGS[setting], getattr(torch, dtype)
+    alloc, ids = _allocation_and_batch(setting)
+    ids, bounds = ids.to(device), allocation_to_bounds(alloc).to(device)
     torch.manual_seed(0)
     like = dict(device=device, dtype=dtype)
     query = torch.randn(len(ids), setting.width, **like, requires_grad=True)
     table = torch.randn(setting.n_emb, setting.width, **like, requires_grad=True)
     upstream = torch.randn(len(ids), setting.width, **like)
 
-    def step(lookup) -> Callable[[], None]:
-        def run():
-            query.grad = table.grad = None
-            lookup(query, ids, bounds, table, table).backward(upstream)
-
-        return run
+    def forward_and_backward(lookup) -> None:
+        query.grad = table.grad = None
+        lookup(query, ids, bounds, table, table).backward(upstream)
 
     lookups = {
         "padded": padded,
         "blocked": blocked,
         "blocked, 512 as in the paper": partial(blocked, block_size=512),
+        **({"FlexAttention": torch.compile(flex)} if device.type == "cuda" else {}),
+        "grouped": grouped,
     }
-    if device.type == "cuda":
-        lookups["FlexAttention"] = torch.compile(flex)
-    rows = bounds.diff()
-    gathered = table.element_size() * len(ids) * int(rows[ids].max()) * setting.width  # bytes
-    if 5 * gathered > memory_size(device):  # keys, values, and their gradients twice
+    rows = bounds.diff()  # (vocab_size,)
+    gathered = dtype.itemsize * len(ids) * int(rows[ids].max()) * setting.width  # bytes
+    if 5 * gathered > (memory or memory_size(device)):  # keys, values, and their gradients twice
         del lookups["padded"]
-        gigabytes = 5 * gathered / 1e9
-        print(f"padded is left out: its gathers would need {gigabytes:.0f} GB", file=sys.stderr)
-    jobs = {}
-    for name, lookup in (lookups | {"grouped": grouped}).items():
-        jobs[name] = step(lookup)
+        print(f"padded is left out: it would gather {5 * gathered / 1e9:.1f} GB", file=sys.stderr)
+    jobs = {name: partial(forward_and_backward, lookup) for name, lookup in lookups.items()}
+    for name in [*jobs]:
         try:
             jobs[name]()
         except RuntimeError as error:  # out of memory
@@ -129,41 +120,43 @@ def bench_lookup(
     medians = interleaved_medians(jobs, repeats)
     products = 6 * 2 * int(rows[ids].sum()) * setting.width  # two forward, four backward
     moved = 2 * int(rows[ids.unique()].sum()) + setting.n_emb + 4 * len(ids)  # rows of the width
-    seconds_moving = table.element_size() * moved * setting.width / copy_speed(device)
+    seconds_moving = dtype.itemsize * moved * setting.width / copy_speed(device)
     floor = products / product_speed(device, dtype) + seconds_moving
     results = [
         {"lookup": name, "seconds": medians[name], "peak_bytes": peak_bytes(job, device)}
         for name, job in jobs.items()
     ]
     results.append({"lookup": "sum of the floors", "seconds": floor, "peak_bytes": None})
-    fastest = medians["grouped"]
-    return [{**row, "times_grouped": row["seconds"] / fastest} for row in results]
+    return [{**row, "times_grouped": row["seconds"] / medians["grouped"]} for row in results]
 
 
-def bench_optimizer(setting: LookupSetting, repeats: int, device: torch.device) -> list[dict]:
-    """One update of a setting's table, three ways: AdamW operation by operation, fused, sparse.
+def bench_optimizer(setting: str, repeats: int, device: torch.device) -> list[dict]:
+    """Time one update of a table by AdamW, by fused AdamW, and by SparseAdam.
 
-    The gradient has rows where a batch of the default corpus touches the table. Sparse is another
-    algorithm: rows without gradient rest, although their momentum would still move them.
+    The gradient is nonzero in the rows that a batch of the default corpus touches. SparseAdam is
+    another algorithm: it leaves rows without a gradient alone, although their momentum would still
+    move them.
     """
-    alloc, ids = allocation_and_batch(setting)
+    setting = SETTINGS[setting]
+    alloc, ids = _allocation_and_batch(setting)
     owner = torch.arange(setting.vocab_size).repeat_interleave(torch.tensor(alloc))
     touched = torch.isin(owner, ids).nonzero().flatten().to(device)
     gradient = torch.zeros(setting.n_emb, setting.width, device=device)
     gradient[touched] = torch.randn(len(touched), setting.width, device=device)
-    rows = torch.sparse_coo_tensor(
+    sparse = torch.sparse_coo_tensor(
         touched[None], gradient[touched], gradient.shape, is_coalesced=True, check_invariants=True
     )
 
-    def job(make, grad) -> Callable[[], None]:
+    def update(make, grad) -> Callable[[], None]:
         table = torch.nn.Parameter(torch.randn_like(gradient))
         table.grad = grad
         return make([table]).step
 
+    adamw = partial(torch.optim.AdamW, weight_decay=0.0)
     jobs = {
-        "AdamW": job(partial(torch.optim.AdamW, weight_decay=0.0), gradient),
-        "AdamW, fused": job(partial(torch.optim.AdamW, weight_decay=0.0, fused=True), gradient),
-        "SparseAdam, touched rows only": job(torch.optim.SparseAdam, rows),
+        "AdamW": update(adamw, gradient),
+        "AdamW, fused": update(partial(adamw, fused=True), gradient),
+        "SparseAdam, touched rows only": update(torch.optim.SparseAdam, sparse),
     }
     medians = interleaved_medians(jobs, repeats)
     return [
@@ -177,10 +170,11 @@ def bench_optimizer(setting: LookupSetting, repeats: int, device: torch.device) 
     ]
 
 
-def bench_allocation(repeats: int) -> list[dict]:
-    """The LZW scan of the default corpus and the giving out of rows, seconds each.
+def bench_allocation(repeats: int, device: torch.device) -> list[dict]:
+    """Time the LZW scan of the default corpus, and the allocation of rows after it.
 
-    What bounds the scan: one dictionary look-up a token, most of them far apart in memory.
+    The scan, on the CPU whatever the device, is bound by one dictionary look-up per token, most of them
+    far apart in memory.
     """
     corpus = load_corpus()
     documents = corpus.documents()
@@ -196,106 +190,3 @@ def bench_allocation(repeats: int) -> list[dict]:
         {"part": part, "seconds": seconds, "tokens_per_second": len(corpus.train) / seconds}
         for part, seconds in medians.items()
     ]
-
-
-def as_table(results: list[dict]) -> str:
-    """Results as aligned columns: times in ms, bytes in kB or MB."""
-
-    def show(name: str, value) -> str:
-        if value is None or isinstance(value, str):
-            return value or "-"
-        if name == "seconds":
-            return f"{1e3 * value:,.1f} ms"
-        if name.endswith("bytes"):
-            return f"{value / 1e6:,.1f} MB" if value >= 1e6 else f"{value / 1e3:,.2f} kB"
-        return f"{value:,.0f}" if value > 100 else f"{value:.2f}"
-
-    head = [name.replace("_", " ") for name in results[0]]
-    rows = [head, *([show(name, value) for name, value in row.items()] for row in results)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows
-    )
-
-
-SEED = 0
-"""Of weights and batches."""
-
-WHAT = ("correctness", "lookup", "optimizer", "train-step", "throughput", "allocation", "decode")
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; exit code 2, and one line on stderr, for input that cannot be used."""
-    parser = argparse.ArgumentParser(prog="python -m l3paper.bench", description=__doc__)
-    parser.add_argument("what", choices=WHAT)
-    parser.add_argument(
-        "--setting", choices=SETTINGS, default="laptop", help="of lookup, optimizer (default: laptop)"
-    )
-    parser.add_argument(
-        "--preset", choices=PRESETS, default="laptop", help="of train-step, decode (default: laptop)"
-    )
-    parser.add_argument(
-        "--experiment",
-        choices=EXPERIMENTS,
-        help="whose models train-step times (default: the preset's own, without L3 and with it)",
-    )
-    parser.add_argument("--size", choices=SIZES, default="smoke", help="of throughput (default: smoke)")
-    parser.add_argument(
-        "--sweep", action="store_true", help="of decode: the L3 layer behind every block in turn"
-    )
-    parser.add_argument("--repeats", type=int, default=7, metavar="N", help="rounds (default: 7)")
-    parser.add_argument("--device", default="auto", metavar="NAME", help="cpu, cuda or auto (default)")
-    parser.add_argument(
-        "--dtype",
-        choices=("float32", "bfloat16"),
-        default="float32",
-        help="of lookup (default: float32)",
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
-    given = parser.parse_args(arguments)
-    try:
-        if given.repeats < 1:
-            raise ValueError(f"repeats is {given.repeats}; it must be at least 1")
-        device = pick_device(given.device)
-        if given.json:
-            require_writable(given.json)
-    except ValueError as error:
-        parser.error(str(error))
-    torch.manual_seed(SEED)
-    setting, more, wrong = asdict(SETTINGS[given.setting]), {}, False
-    data_bytes = None
-    if given.what == "lookup":
-        setting["dtype"] = given.dtype
-        dtype = getattr(torch, given.dtype)
-        results = bench_lookup(SETTINGS[given.setting], given.repeats, device, dtype)
-    elif given.what == "optimizer":
-        results = bench_optimizer(SETTINGS[given.setting], given.repeats, device)
-    elif given.what == "train-step":
-        setting = {"experiment": given.experiment, "preset": given.preset}
-        if given.experiment:
-            configs = EXPERIMENTS[given.experiment].configs(given.preset, "stdlib")
-        else:
-            configs = without_and_with(PRESETS[given.preset])
-        data_bytes = next(iter(configs.values())).data_bytes
-        results = bench_train_step(configs, given.repeats, device)
-    elif given.what == "throughput":
-        setting = {"size": given.size} | asdict(SIZES[given.size])
-        results, more["profile"] = bench_throughput(given.size, given.repeats, device)
-    elif given.what == "correctness":
-        setting, results = {}, check_lookups(device)
-        wrong = any(row["verdict"] != "right" for row in results)
-    elif given.what == "decode":
-        setting = {"preset": given.preset, "sweep": given.sweep} | asdict(PRESETS[given.preset])
-        results = bench_decode(given.preset, given.repeats, device, given.sweep)
-    else:
-        setting, results = {}, bench_allocation(given.repeats)
-    print(as_table(results))
-    if given.json:
-        record = {"bench": given.what, "setting": setting, "seed": SEED, "results": results, **more}
-        if given.what != "correctness":
-            record["corpus"] = {
-                "name": "stdlib",
-                "sha256": fingerprint(read_documents(max_bytes=data_bytes)),
-            }
-        write_record(given.json, record | {"environment": environment(device)})
-    return int(wrong)

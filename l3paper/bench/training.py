@@ -1,24 +1,24 @@
 """How fast models train, side by side, and where the time of a step goes."""
 
-import gc
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.autograd import DeviceType
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity
 
-from l3paper.bench.timing import interleaved_medians, peak_bytes, product_speed
+from l3paper.bench.timing import interleaved_medians, peak_bytes, product_speed, profiler
 from l3paper.costs.accounting import Accounting
-from l3paper.data.streams import TokenizedCorpus, load_corpus, training_batch
-from l3paper.experiments.catalogue import DENSE, spread
+from l3paper.data.batches import training_batch
+from l3paper.data.streams import load_corpus
+from l3paper.experiments.catalogue import DENSE, EXPERIMENTS, spread, without_and_with
 from l3paper.gpt import GPT
-from l3paper.layer import autocast_tables
+from l3paper.layer import rms_norm
 from l3paper.parts.device import precision
 from l3paper.parts.optimizer import MuonAdamW
 from l3paper.training.build import build_model
-from l3paper.training.config import TrainConfig
+from l3paper.training.config import PRESETS, TrainConfig
 from l3paper.training.distributed import limit_gradients
 
 _PAPER = TrainConfig(
@@ -34,12 +34,12 @@ SIZES = {
 """Models by their active parameters, with the paper's number of rows and its cap."""
 
 PROFILED = 12
-"""Operations that a profile names, the longest first."""
+"""The number of operations that a profile names, the longest first."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """A step of training in its parts, to be timed apart."""
+    """A training step whose parts can be timed separately."""
 
     config: TrainConfig
     model: GPT
@@ -49,10 +49,11 @@ class Step:
     """Inputs and targets (b, T) of one pass, on the model's device."""
 
     def gradients(self) -> None:
-        """One pass. The first of a step makes the gradients, the others add to them."""
-        with precision(self.model):
-            loss = self.model(*self.batch) + self.model.auxiliary_loss()
-        loss.backward()
+        """Run all passes of the step, forward and backward, each on the same batch."""
+        for _ in range(self.config.accumulate):
+            with precision(self.model):
+                loss = self.model(*self.batch) + self.model.auxiliary_loss()
+            loss.backward()
 
     def update(self) -> None:
         limit_gradients(self.model, self.config.clip)
@@ -60,150 +61,140 @@ class Step:
         self.optimizer.zero_grad()
 
     def whole(self) -> None:
-        for _ in range(self.config.accumulate):
-            self.gradients()
+        self.gradients()
         self.update()
 
-    def jobs(self, name: str) -> dict[str, Callable[[], None]]:
-        """To be run in this order, again and again."""
-        jobs = {f"{name}: first pass": self.gradients, f"{name}: next pass": self.gradients}
-        return jobs | {f"{name}: update": self.update}
 
-    def costs_of(self, name: str, medians: dict[str, float]) -> dict[str, float]:
-        """From the medians of its jobs: seconds a step, tokens a second, the optimizer's share."""
-        first, following, update = (medians[job] for job in self.jobs(name))
-        seconds = first + (self.config.accumulate - 1) * following + update
-        tokens = self.config.batch_size * self.config.sequence_len
-        return {
-            "seconds": seconds,
-            "tokens_per_second": tokens / seconds,
-            "optimizer_share": update / seconds,
-        }
-
-
-def make_step(config: TrainConfig, corpus: TokenizedCorpus, device: torch.device) -> Step:
-    """The configuration's model, and one pass of its first batch."""
+def make_step(config: TrainConfig, device: torch.device) -> Step:
+    """Build the configuration's model, and cut one pass from its first batch."""
+    corpus = load_corpus(config.data, config.vocab_size, config.data_bytes)
     model, costs = build_model(config, corpus)
     model.to(device)
     if config.compile:
         model.compile_parts()
-    passing = config.batch_size // config.accumulate
-    batch = training_batch(corpus.train, passing, config.sequence_len, seed=0, step=0)
-    on_device = tuple(part.to(device) for part in batch)
-    return Step(config, model, costs, model.setup_optimizer(), on_device)
+    rows = config.batch_size // config.accumulate
+    batch = training_batch(corpus.train, rows, config.sequence_len, seed=0, step=0)
+    inputs, targets = (part.to(device) for part in batch)
+    return Step(config, model, costs, model.setup_optimizer(), (inputs, targets))
 
 
-def bench_train_step(configs: dict[str, TrainConfig], repeats: int, device: torch.device) -> list[dict]:
-    """A training step of every model, the first of which is dense, and the optimizer's share of it."""
-    steps, corpora = {}, {}
-    for name, config in configs.items():
-        key = config.vocab_size, config.data_bytes
-        corpora[key] = corpora.get(key) or load_corpus(config.data, *key)
-        steps[name] = make_step(config, corpora[key], device)
-    return _side_by_side(steps, {}, repeats)[0]
+def bench_train_step(
+    preset: str, experiment: str | None, repeats: int, device: torch.device
+) -> list[dict]:
+    """Time a training step of a preset's models, without L3 and with it, or of an experiment's."""
+    configs = without_and_with(PRESETS[preset])
+    if experiment:
+        configs = EXPERIMENTS[experiment].configs(preset, "stdlib")
+    steps = {name: make_step(config, device) for name, config in configs.items()}
+    return _rows(steps, interleaved_medians(_jobs(steps), repeats))
 
 
-def _side_by_side(
-    steps: dict[str, Step], more: dict[str, Callable[[], None]], repeats: int
-) -> tuple[list[dict], dict[str, float]]:
-    """A row a step, its speed held to the first's; and the medians of all jobs, `more` among them."""
-    jobs = {job: run for name, step in steps.items() for job, run in step.jobs(name).items()} | more
-    medians = interleaved_medians(jobs, repeats)
-    rows = [{"model": name} | step.costs_of(name, medians) for name, step in steps.items()]
-    first = rows[0]["tokens_per_second"]
-    return [row | {"speed_of_dense": row["tokens_per_second"] / first} for row in rows], medians
+def _jobs(steps: dict[str, Step]) -> dict[str, Callable[[], None]]:
+    jobs = {}
+    for name, step in steps.items():
+        jobs |= {f"{name}: passes": step.gradients, f"{name}: update": step.update}
+    return jobs
 
 
-def bench_throughput(size: str, repeats: int, device: torch.device) -> tuple[list[dict], dict]:
-    """Dense against one and two L3 layers at equal depth, a pair at a time; and a profile of each.
+def _rows(steps: dict[str, Step], medians: dict[str, float]) -> list[dict]:
+    """One row per step, from the median seconds of its jobs. The first step is the dense model's."""
+    rows = []
+    for name, step in steps.items():
+        update = medians[f"{name}: update"]
+        seconds = medians[f"{name}: passes"] + update
+        speed = step.config.batch_size * step.config.sequence_len / seconds
+        row = {"model": name, "seconds": seconds, "tokens_per_second": speed}
+        rows.append(row | {"optimizer_share": update / seconds})
+    dense = rows[0]["tokens_per_second"]
+    return [row | {"speed_of_dense": row["tokens_per_second"] / dense} for row in rows]
 
-    "utilisation" is the share of the speed of one large product, in the type that the model computes
-    in, that the step's operations reach, by the accounting. The shares of lookups, with their tables'
-    copies and the plan, and of projections are of all L3 layers, timed by themselves on the same ids.
+
+def bench_throughput(size: str, repeats: int, device: torch.device) -> list[dict]:
+    """Time and profile a training step without, with one, and with two L3 layers at equal depth.
+
+    "utilisation" is the speed of the step's operations, counted by the accounting, divided by that of
+    one large product in the type that the model computes in. The shares of lookups (with the copies of
+    their tables and the plan) and of projections are of all L3 layers; one layer is timed by itself.
     """
     base = SIZES[size]
-    corpus = load_corpus(base.data, base.vocab_size)
-    ceiling = product_speed(device, torch.bfloat16 if device.type == "cuda" else torch.float32)
-    dense = make_step(replace(base, **DENSE), corpus, device)
-    results, profiles = [], {"dense": profiled(dense.whole, device)}
+    steps = {"dense": make_step(replace(base, **DENSE), device)}
     for layers, name in enumerate(("L3", "L3, two layers"), start=1):
-        step = make_step(replace(base, l3_after_layers=spread(base, layers)), corpus, device)
-        steps = {"dense": dense, name: step}
-        jobs = layer_jobs(step.model, step.batch[0], base.compile)
-        rows, medians = _side_by_side(steps, jobs, repeats)
-        # Each model in the pass that the step takes `accumulate` times; the plan serves all its layers.
-        lookup = base.accumulate * (layers * medians["lookup"] + medians["plan"])
-        projections = base.accumulate * layers * medians["projections"]
-        for row, (model, each) in zip(rows, steps.items(), strict=True):
-            here, reached = model == name, each.costs.flops_training * row["tokens_per_second"]
-            row |= {
-                "active_parameters": each.costs.active_parameters,
-                "total_parameters": each.costs.total_parameters,
-                "mean_rows": each.costs.mean_rows,
-                "utilisation": reached / ceiling,
-                "lookup_share": lookup / row["seconds"] if here else 0.0,
-                "projections_share": projections / row["seconds"] if here else 0.0,
-                "peak_bytes": peak_bytes(each.whole, device),
-            }
-        results += rows if not results else rows[1:]
-        profiles[name] = profiled(step.whole, device)
-        del step, steps, each
-        gc.collect()  # compiling leaves cycles, and they hold tables of gigabytes
-    return results, profiles
+        steps[name] = make_step(replace(base, l3_after_layers=spread(base, layers)), device)
+    medians = interleaved_medians(_jobs(steps) | layer_jobs(steps["L3"]), repeats)
+    rows = _rows(steps, medians)
+    ceiling = product_speed(device, torch.bfloat16 if device.type == "cuda" else torch.float32)
+    for row, step in zip(rows, steps.values(), strict=True):
+        layers = len(step.model.l3_layers)
+        plan = medians["plan"] if layers else 0.0  # all layers share it
+        passes_per_second = base.accumulate / row["seconds"]
+        row |= {
+            "active_parameters": step.costs.active_parameters,
+            "total_parameters": step.costs.total_parameters,
+            "mean_rows": step.costs.mean_rows,
+            "utilisation": step.costs.flops_training * row["tokens_per_second"] / ceiling,
+            "lookup_share": passes_per_second * (plan + layers * medians["lookup"]),
+            "projections_share": passes_per_second * layers * medians["projections"],
+            "peak_bytes": peak_bytes(step.whole, device),
+            "profile": longest_operations(step.whole, device),
+        }
+    return rows
 
 
-def layer_jobs(model: GPT, idx: Tensor, compiled: bool) -> dict[str, Callable[[], None]]:
-    """A pass's plan, and for one L3 layer its lookup and its projections, forward and backward.
+def layer_jobs(step: Step) -> dict[str, Callable[[], None]]:
+    """The plan of one pass, and lookup and projections of the first L3 layer, forward and backward.
 
-    The lookup copies the tables as autocast wants them, and adds their gradients to those of before.
+    The lookup copies the tables as autocast wants them, and adds their gradients to earlier ones.
     """
+    model, ids = step.model, step.batch[0]
     layer = next(iter(model.l3_layers.values()))
-    low = torch.bfloat16 if idx.is_cuda else layer.w_mix.weight.dtype
-    like = dict(device=idx.device, dtype=low, requires_grad=True)
-    query = torch.randn(idx.numel(), layer.n_embd, **like)
-    found = torch.randn(idx.numel(), layer.d_emb, **like)
-    tables = list(dict.fromkeys(layer.tables()))
-    weights = [linear.weight for linear in layer.projections()]
+    dtype = torch.bfloat16 if ids.is_cuda else layer.w_mix.weight.dtype
+    like = dict(device=ids.device, dtype=dtype, requires_grad=True)
+    query = torch.randn(ids.numel(), layer.n_embd, **like)
+    found = torch.randn(ids.numel(), layer.d_emb, **like)
+    tables = list(dict.fromkeys(layer.tables()))  # one if tied
     sums = [torch.zeros_like(table) for table in tables]
-    mix = torch.compile(layer.mix, dynamic=False) if compiled else layer.mix
-    plan = layer.plan(idx)
+    weights = [layer.w_up.weight, layer.w_mix.weight]
+    plan = layer.plan(ids)
 
     def lookup() -> None:
         with precision(model):
-            keys, values = autocast_tables(*layer.tables())
-            output = layer.lookup(query, idx.flatten(), layer.bounds, keys, values, plan)
+            output = layer.look_up(query, ids.flatten(), plan)
         _, *gradients = torch.autograd.grad(output, [query, *tables], found.detach())
         for total, gradient in zip(sums, gradients, strict=True):
             total += gradient
+
+    def mix(found: Tensor, query: Tensor) -> Tensor:
+        return layer.w_mix(torch.cat([rms_norm(layer.w_up(found)), query], dim=-1))
+
+    if step.config.compile:
+        mix = torch.compile(mix, dynamic=False)
 
     def projections() -> None:
         with precision(model):
             output = mix(found, query)
         torch.autograd.grad(output, [query, found, *weights], torch.ones_like(output))
 
-    return {"plan": lambda: layer.plan(idx), "lookup": lookup, "projections": projections}
+    return {"plan": lambda: layer.plan(ids), "lookup": lookup, "projections": projections}
 
 
-def profiled(job: Callable[[], None], device: torch.device) -> list[dict]:
+def longest_operations(job: Callable[[], None], device: torch.device) -> list[dict]:
     """The operations of a warm job that take longest by themselves: calls, and share of the time.
 
-    On CUDA, they are its kernels, and the time is the kernels' together.
+    On CUDA, they are the kernels, and the shares are of the kernels' total time.
     """
     job()
-    activity = ProfilerActivity.CUDA if device.type == "cuda" else ProfilerActivity.CPU
-    with profile(activities=[activity]) as watch:
+    cuda = device.type == "cuda"
+    with profiler(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as watch:
         job()
-        if device.type == "cuda":
+        if cuda:
             torch.cuda.synchronize()
-    taken = {}
-    for event in watch.key_averages():
-        if device.type == "cpu":
-            taken[event.key] = event.self_cpu_time_total, event.count
-        elif event.device_type == DeviceType.CUDA and not event.is_user_annotation:
-            taken[event.key] = event.self_device_time_total, event.count
-    total = sum(time for time, _ in taken.values())
-    longest = sorted(taken.items(), key=lambda item: -item[1][0])[:PROFILED]
+    events = watch.key_averages()
+    if cuda:
+        events = [e for e in events if e.device_type == DeviceType.CUDA and not e.is_user_annotation]
+    kind = "self_device_time_total" if cuda else "self_cpu_time_total"
+    taken = [(getattr(event, kind), event.count, event.key) for event in events]
+    total = sum(time for time, _, _ in taken)
     return [
-        {"operation": name[:100], "calls": count, "share": time / total if total else 0.0}
-        for name, (time, count) in longest
+        {"operation": name[:100], "calls": calls, "share": time / total if total else 0.0}
+        for time, calls, name in sorted(taken, reverse=True)[:PROFILED]
     ]

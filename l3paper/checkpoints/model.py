@@ -1,11 +1,11 @@
 """A trained model as a folder: configuration, tokenizer, weights, and the L3 tables by themselves.
 
-Weights are safetensors, the rest JSON: loading runs no code of the file's. The tables have a file of
-their own, which can stay where it is while the model runs.
+The tables have a file of their own, which can stay where it is while the model runs. A folder that is
+loaded may come from a stranger: see `l3paper.checkpoints.stored`. Its `sums.json` shows damage and does
+not authenticate.
 """
 
 import json
-import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -13,11 +13,22 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from tokenizers import Tokenizer
+from torch import Tensor
 
-from l3paper.data.tokenizer import load_tokenizer
-from l3paper.files import atomic_folder, require_writable, sha256
+from l3paper.checkpoints.stored import (
+    StoredTensor,
+    read_header,
+    read_json,
+    read_small,
+    read_tensors,
+    require_intact,
+    require_state,
+)
+from l3paper.data.tokenizer import parse_tokenizer
+from l3paper.errors import at_most, one_of
+from l3paper.files import atomic_folder, require_replaceable, sha256
 from l3paper.gpt import GPT, GPTConfig
 from l3paper.lookup.offload import FileTable, RowStore, offload_tables
 
@@ -27,24 +38,18 @@ TABLES = ("resident", "offloaded", "file")
 FILES = ("config.json", "tokenizer.json", "weights.safetensors", "tables.safetensors")
 """A saved model; `sums.json` beside them holds their SHA-256."""
 
-UNUSABLE = (
-    OSError,
-    SafetensorError,
-    RuntimeError,
-    KeyError,
-    IndexError,
-    TypeError,
-    AttributeError,
-    OverflowError,
-    ValueError,
-)
-"""What reading a file raises that does not hold what it should."""
+CONFIG, TOKENIZER, WEIGHTS, L3_TABLES = FILES
 
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+MOST_ANGLES = 2**27
+"""For sequence_len * head_dim, which no stored weight confirms: a million tokens for heads of 128."""
 
 
 def save_model(folder: Path, model: GPT, tokenizer: Tokenizer) -> None:
-    """Write the folder, whole or not at all; whatever stands there is replaced."""
+    """Write the folder, whole or not at all; whatever stands there is replaced.
+
+    Raises ValueError for a tokenizer that `load_model` would refuse.
+    """
+    require_tokenizer(tokenizer.to_str(), model.config)
     with new_checkpoint(folder) as new:
         write_model(new, model, tokenizer)
 
@@ -52,7 +57,7 @@ def save_model(folder: Path, model: GPT, tokenizer: Tokenizer) -> None:
 def require_place(folder: Path, others: Iterable[Path] = ()) -> None:
     """Raise ValueError, naming it, unless a model can be saved there and nothing else is lost.
 
-    That is a new folder, an empty one, or that of a saved model; none of `others` may be inside.
+    The folder must be new, empty, or that of a saved model; none of `others` may be inside.
     """
     folder = folder.absolute()
     known = {*FILES, "sums.json"}
@@ -61,7 +66,7 @@ def require_place(folder: Path, others: Iterable[Path] = ()) -> None:
     for other in others:
         if other.absolute().is_relative_to(folder):
             raise ValueError(f"{str(folder)!r} is for a model alone; {str(other)!r} cannot be inside")
-    require_writable(folder.parent / f"new-{folder.name}")
+    require_replaceable(folder)
 
 
 @contextmanager
@@ -76,70 +81,57 @@ def new_checkpoint(folder: Path) -> Iterator[Path]:
         (new / "sums.json").write_text(json.dumps(sums, indent=1) + "\n")
 
 
-def require_whole(folder: Path, names: Iterable[str]) -> None:
-    """Raise ValueError for a file unlike its SHA-256, FileNotFoundError for one that is missing."""
-    sums = json.loads((folder / "sums.json").read_text())
-    for name in names:
-        if sha256(folder / name) != sums[name]:
-            raise ValueError(f"{name} is damaged")
-
-
 def write_model(
-    folder: Path, model: GPT, tokenizer: Tokenizer, state: dict[str, torch.Tensor] | None = None
+    folder: Path, model: GPT, tokenizer: Tokenizer, state: dict[str, Tensor] | None = None
 ) -> None:
-    """The model's four files, into a folder that is there; `state`, where given, is its state dict."""
+    """Write the model's four files into an existing folder; `state` is its state dict if given."""
     state = {k: tensor.contiguous() for k, tensor in (state or model.state_dict()).items()}
     tables = {name: state.pop(name) for name in model.table_names()}
-    (folder / "config.json").write_text(json.dumps(asdict(model.config), indent=1) + "\n")
-    (folder / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
-    write_tensors(folder / "weights.safetensors", state)
-    write_tensors(folder / "tables.safetensors", tables)
+    (folder / CONFIG).write_text(json.dumps(asdict(model.config), indent=1) + "\n")
+    (folder / TOKENIZER).write_text(tokenizer.to_str(), encoding="utf-8")
+    write_tensors(folder / WEIGHTS, state)
+    write_tensors(folder / L3_TABLES, tables)
 
 
-def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """As safetensors; OSError where there is no room for them."""
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write a safetensors file. Raises OSError if there is no room for it."""
     try:
         save_file(tensors, path)
     except SafetensorError as error:
-        raise OSError(f"{str(path)!r} cannot be written: {error}") from None
+        raise OSError(f"{str(path)!r} cannot be written: {error}") from error
 
 
 def load_model(folder: Path, device: torch.device, tables: str = "resident") -> tuple[GPT, Tokenizer]:
     """The model, ready for inference on `device`, and its tokenizer, as `save_model` wrote them.
 
-    `tables` is one of TABLES. Every file is checked against its SHA-256, except that tables which are
-    to stay in their file are not read for it: their size alone is checked. Raises ValueError, naming
-    the folder, where a file is missing, damaged or of another format.
+    `tables` is one of TABLES. Every file is checked against its SHA-256, except for tables that stay in
+    their file: only their header is read. Raises ValueError, naming the folder, if a file is missing,
+    damaged, or does not hold what `save_model` writes.
     """
+    one_of(TABLES, tables=tables)
+    if not folder.exists():
+        raise ValueError(f"there is no checkpoint {str(folder)!r}")
     try:
         return _load(folder, device, tables)
-    except FileNotFoundError as error:
-        if not folder.exists():
-            raise ValueError(f"there is no checkpoint {str(folder)!r}") from None
-        name = Path(error.filename).name
-        raise ValueError(f"checkpoint {str(folder)!r} is incomplete: there is no {name}") from None
-    except UNUSABLE as error:
-        raise ValueError(f"checkpoint {str(folder)!r} cannot be used: {error}") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"checkpoint {str(folder)!r} cannot be used: {error}") from error
 
 
 def _load(folder: Path, device: torch.device, tables: str) -> tuple[GPT, Tokenizer]:
-    require_whole(folder, [name for name in FILES if (tables, name) != ("file", FILES[-1])])
-    tokenizer = load_tokenizer(folder / "tokenizer.json")
-    config = GPTConfig(**json.loads((folder / "config.json").read_text()))
-    with torch.device("meta"):  # no weight is made only to be thrown away
-        model = GPT(config)
-    state = load_file(folder / "weights.safetensors")
+    require_intact(folder, (CONFIG, TOKENIZER))
+    config = read_config(folder / CONFIG)
+    tokenizer = require_tokenizer(read_small(folder / TOKENIZER), config)
+    model = empty_model(config, read_header(folder / WEIGHTS), read_header(folder / L3_TABLES))
+    require_intact(folder, (WEIGHTS,) if tables == "file" else (WEIGHTS, L3_TABLES))
+    state = read_tensors(folder / WEIGHTS)
+    set_bounds(model, state)
     if tables == "file":
-        stored = file_tables(folder / "tables.safetensors")
+        held = file_tables(folder / L3_TABLES)
         for name, layer in model.l3_layers.items():
-            own = [stored[f"l3_layers.{name}.{table}"] for table in layer.table_names()]
-            for held, wanted in zip((own[0], own[-1]), layer.tables(), strict=True):
-                if held.shape != wanted.shape:
-                    raise ValueError(f"a table of layer {name} is {held.shape}, not {wanted.shape}")
-            bounds = state[f"l3_layers.{name}.bounds"]
-            layer.serve_from(RowStore(own[0], own[-1], bounds, device))
+            own = [held[f"l3_layers.{name}.{table}"] for table in layer.table_names()]
+            layer.serve_from(RowStore(own[0], own[-1], state[f"l3_layers.{name}.bounds"], device))
     else:
-        state |= load_file(folder / "tables.safetensors")
+        state |= read_tensors(folder / L3_TABLES)
     model.load_state_dict(state, assign=True)
     model.set_rotary(torch.device("cpu"))
     if tables == "offloaded":
@@ -147,30 +139,66 @@ def _load(folder: Path, device: torch.device, tables: str) -> tuple[GPT, Tokeniz
     return model.to(device).eval(), tokenizer
 
 
-def file_tables(path: Path) -> dict[str, FileTable]:
-    """The matrices of a safetensors file, left where they are.
+def read_config(path: Path) -> GPTConfig:
+    """The sizes of a saved model; those that the file lacks are GPTConfig's defaults.
 
-    The format: the length of a JSON header in 8 bytes, little-endian, the header, then the numbers.
-    (https://huggingface.co/docs/safetensors) Raises ValueError for a file of another size than its
-    header says, for shapes that do not fit their bytes, and for numbers of a kind that no table has.
+    Raises ValueError for names that GPTConfig does not have, for values of another type, and for a
+    sequence_len whose rotary angles would take gigabytes.
     """
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > path.stat().st_size - 8:
-            raise ValueError(
-                f"{path.name} says that its header has {length:,} bytes; it has not so many"
-            )
-        header = json.loads(file.read(length))
-    start = 8 + length
-    found, end = {}, start
-    for name, entry in header.items():
-        if name != "__metadata__":
-            first, last = entry["data_offsets"]
-            shape, dtype = entry["shape"], _DTYPES[entry["dtype"]]
-            if len(shape) != 2 or last - first != math.prod(shape) * dtype.itemsize:
-                raise ValueError(f"{path.name} has {last - first:,} bytes for {name} {shape}")
-            found[name] = FileTable(path, start + first, shape, dtype)
-            end = max(end, start + last)
-    if path.stat().st_size != end:
-        raise ValueError(f"{path.name} has {path.stat().st_size:,} bytes; its header says {end:,}")
-    return found
+    sizes, defaults = read_json(path), asdict(GPTConfig())
+    for name, value in sizes.items():
+        if name not in defaults:
+            raise ValueError(f"{path.name} has {name!r:.80}, which is not a setting of a model")
+        kind = type(defaults[name])
+        if type(value) is not kind:
+            raise ValueError(f"{name} is {value!r:.80}; it must be of type {kind.__name__}")
+    config = GPTConfig(**sizes)
+    at_most(MOST_ANGLES // config.head_dim, sequence_len=config.sequence_len)
+    return config
+
+
+def require_tokenizer(text: str | bytes, config: GPTConfig) -> Tokenizer:
+    """Parse a serialized tokenizer. Raises ValueError if it is not of this package's kind and size."""
+    tokenizer = parse_tokenizer(text, TOKENIZER)
+    if tokenizer.get_vocab_size() != config.vocab_size:
+        raise ValueError(
+            f"{TOKENIZER} has {tokenizer.get_vocab_size()} tokens; "
+            f"the model's vocab_size is {config.vocab_size}"
+        )
+    return tokenizer
+
+
+def empty_model(
+    config: GPTConfig, weights: dict[str, StoredTensor], tables: dict[str, StoredTensor]
+) -> GPT:
+    """A model on the meta device, for the tensors of two files, all in the embedding's type.
+
+    Raises ValueError, naming a tensor, unless the files hold exactly the tensors of the model.
+    """
+    # Without this, n_layer and n_experts could make even a model without weights too large to build.
+    least = config.n_layer * (1 + config.n_experts)
+    if least > len(weights):
+        raise ValueError(
+            f"n_layer = {config.n_layer} and n_experts = {config.n_experts} need at least {least} "
+            f"tensors; {WEIGHTS} has {len(weights)}"
+        )
+    with torch.device("meta"):
+        model = GPT(config)
+    embedding = weights.get("wte.weight")
+    if embedding and embedding.dtype.is_floating_point:
+        model.to(embedding.dtype)
+    state = model.state_dict()
+    require_state(tables, {name: state.pop(name) for name in model.table_names()})
+    require_state(weights, state)
+    return model
+
+
+def set_bounds(model: GPT, state: dict[str, Tensor]) -> None:
+    """Set every L3 layer's bounds from a state dict. Raises ValueError if they are not valid."""
+    for name, layer in model.l3_layers.items():
+        layer.set_bounds(state[f"l3_layers.{name}.bounds"])
+
+
+def file_tables(path: Path) -> dict[str, FileTable]:
+    """The matrices of a safetensors file, left where they are. Raises ValueError as `read_header`."""
+    return {n: FileTable(path, t.offset, t.shape, t.dtype) for n, t in read_header(path).items()}

@@ -6,54 +6,58 @@ is ever unpickled.
 """
 
 import json
-import math
 import shutil
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import FrameType
 
 import torch
-from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from l3paper.checkpoints.model import (
     FILES,
-    UNUSABLE,
+    L3_TABLES,
+    WEIGHTS,
     new_checkpoint,
-    require_whole,
+    set_bounds,
     write_model,
     write_tensors,
 )
+from l3paper.checkpoints.stored import (
+    read_json,
+    read_tensors,
+    require_intact,
+    require_like,
+    require_state,
+)
+from l3paper.errors import at_least
 from l3paper.files import locked, remove_folder
 from l3paper.gpt import GPT
 from l3paper.parts.optimizer import MuonAdamW
-from l3paper.training.distributed import divided_like, whole
+from l3paper.training.distributed import sharded_like, unsharded
 
-_WEIGHTS = FILES[2:]
-_STATE, _PROGRESS = "optimizer.safetensors", "progress.json"
+OPTIMIZER, PROGRESS = "optimizer.safetensors", "progress.json"
+
+MOMENTS = {"muon": ("momentum_buffer",), "adamw": ("step", "exp_avg", "exp_avg_sq")}
+"""What each part of the optimizer keeps for a parameter."""
 
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """Where a run leaves what it needs to go on, and how often; ValueError for numbers below 1."""
+    """Where and how often a run leaves checkpoints. Raises ValueError for numbers below 1."""
 
     folder: Path
     every: int = 100
     """Steps from one to the next."""
     keep: int = 2
     resume: bool = False
-    """Go on from the newest that is whole; begin where there is none."""
+    """Resume from the newest intact checkpoint; start from the beginning if there is none."""
 
     def __post_init__(self):
-        for name in ("every", "keep"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"checkpoint_{name} is {getattr(self, name)}; it must be at least 1")
+        at_least(1, checkpoint_every=self.every, checkpoint_keep=self.keep)
 
 
 @dataclass
@@ -61,13 +65,14 @@ class Progress:
     """What a run has measured so far, step by step."""
 
     losses: list[float] = field(default_factory=list)
-    """Of training, in nats a token."""
+    """Training loss of every step, in nats per token."""
     seconds: list[float] = field(default_factory=list)
+    """Time of every step."""
     evaluations: list[dict] = field(default_factory=list)
 
     @property
     def step(self) -> int:
-        """Steps that are done: where in the data the run stands, and on its schedule."""
+        """Steps that are done: where the run stands in the data and on its schedule."""
         return len(self.losses)
 
 
@@ -77,7 +82,7 @@ class RunFolder:
     def __init__(self, settings: Checkpoints, identity: dict):
         self.settings, self.identity = settings, json.loads(json.dumps(identity))
         self.newest = -1
-        """The step that the newest whole checkpoint is of."""
+        """The step of the newest intact checkpoint."""
         self.damaged: set[Path] = set()
 
     def save(
@@ -91,57 +96,61 @@ class RunFolder:
     ) -> None:
         """Write a checkpoint, whole or not at all, and remove what is older than the newest `keep`.
 
-        Damaged ones and, where the run has been put back, later ones are not among those. Of several
-        processes that train one model, all call this, and one writes. Raises OSError where there is no
+        Those do not include damaged checkpoints nor, if the run was rewound, later ones. All processes
+        that train one model call this, and the one with `writes` writes. Raises OSError if there is no
         room.
         """
-        if self.newest == progress.step:  # it is there, and to replace it would risk it
+        if self.newest == progress.step:  # it is there, and replacing it would put it at risk
             return
         self.newest = progress.step
-        state = whole(model.state_dict(), writes)
-        tensors = whole(optimizer_tensors(optimizer), writes)
+        state = unsharded(model.state_dict(), writes)
+        tensors = unsharded(optimizer_tensors(optimizer), writes)
+        states = {name: generator.get_state() for name, generator in _generators().items()}
         if not writes:
             return
         path = self.settings.folder / f"step-{progress.step:09}"
         with new_checkpoint(path) as new:
             write_model(new, model, tokenizer, state)
-            write_tensors(new / _STATE, tensors | _random_states())
-            (new / _PROGRESS).write_text(json.dumps({"run": self.identity, **asdict(progress)}))
+            write_tensors(new / OPTIMIZER, tensors | states)
+            (new / PROGRESS).write_text(json.dumps({"run": self.identity, **asdict(progress)}))
         self.damaged.discard(path)
-        found = [f for f in _checkpoints(self.settings.folder) if _step(f) <= progress.step]
-        kept = [f for f in found if f not in self.damaged][-self.settings.keep :]
-        for outdated in found[: found.index(kept[0])] if prune else []:
-            remove_folder(outdated)
+        if prune:
+            earlier = [f for f in _checkpoints(self.settings.folder) if _step(f) <= progress.step]
+            kept = [f for f in earlier if f not in self.damaged][-self.settings.keep :]
+            for outdated in earlier[: earlier.index(kept[0])]:
+                remove_folder(outdated)
 
     def restore(self, model: GPT, optimizer: MuonAdamW) -> Progress:
-        """Put model, optimizer and random generators where the newest whole checkpoint left them.
+        """Set model, optimizer and random generators to the state of the newest intact checkpoint.
 
-        One that is damaged is reported on stderr and passed over; without any, nothing is changed.
-        Raises ValueError where none of several is whole, and for one of another run.
+        A damaged one is reported on stderr and skipped; if there are no checkpoints, nothing changes.
+        Raises ValueError if none of several is intact, and for one of another run.
         """
         found = _checkpoints(self.settings.folder)
         for folder in reversed(found):
             try:
-                require_whole(folder, (*FILES, _STATE, _PROGRESS))
+                require_intact(folder, (*FILES, OPTIMIZER, PROGRESS))
                 run, progress = _read_progress(folder)
-                tensors = load_file(folder / _STATE)
-                weights = {k: v for name in _WEIGHTS for k, v in load_file(folder / name).items()}
-            except UNUSABLE as error:
-                print(f"checkpoint {folder} is passed over: {error}", file=sys.stderr)
+                weights = read_tensors(folder / WEIGHTS) | read_tensors(folder / L3_TABLES)
+                tensors = read_tensors(folder / OPTIMIZER)
+            except (OSError, ValueError) as error:
+                print(f"checkpoint {folder} is skipped: {error}", file=sys.stderr)
                 self.damaged.add(folder)
                 continue
             self._require_same(folder, run)
             try:
                 own = model.state_dict()
-                model.load_state_dict({k: divided_like(t, own[k]) for k, t in weights.items()})
-                load_optimizer_tensors(optimizer, tensors, begun=progress.step > 0)
+                require_state(weights, own)
+                set_bounds(model, weights)
+                model.load_state_dict({k: sharded_like(t, own[k]) for k, t in weights.items()})
+                load_optimizer_tensors(optimizer, tensors)
                 _restore_random_states(tensors)
-            except UNUSABLE as error:
-                raise ValueError(f"checkpoint {str(folder)!r} does not fit its run: {error}") from None
+            except ValueError as error:
+                raise ValueError(f"checkpoint {str(folder)!r} does not fit its run: {error}") from error
             self.newest = progress.step
             return progress
         if found:
-            raise ValueError(f"no checkpoint in {str(self.settings.folder)!r} is whole")
+            raise ValueError(f"no checkpoint in {str(self.settings.folder)!r} is intact")
         return Progress()
 
     def _require_same(self, folder: Path, run: dict) -> None:
@@ -156,17 +165,16 @@ class RunFolder:
 
 @contextmanager
 def run_folder(settings: Checkpoints) -> Iterator[None]:
-    """Keep the folder for this process while the block runs, rid of what killed ones left behind.
+    """Keep the folder for this process while the block runs, and clear what killed processes left.
 
-    Raises ValueError where another process has it, and where it holds checkpoints that are not to be
-    gone on from.
+    Raises ValueError if another process has it, and if it holds checkpoints that are not to be resumed.
     """
     folder = settings.folder
     with ExitStack() as stack:
         try:
             stack.enter_context(locked(folder, wait=False))
-        except BlockingIOError:
-            raise ValueError(f"{str(folder)!r} is in use: another process trains there") from None
+        except BlockingIOError as error:
+            raise ValueError(f"{str(folder)!r} is in use: another process trains there") from error
         if _checkpoints(folder) and not settings.resume:
             raise ValueError(
                 f"{str(folder)!r} holds checkpoints: resume that run, or take another folder"
@@ -186,118 +194,72 @@ def _step(checkpoint: Path) -> int:
 
 
 def _read_progress(checkpoint: Path) -> tuple[dict, Progress]:
-    """Whose it is, and how far it was; ValueError for what is no measurement, or not of this step."""
-    written = json.loads((checkpoint / _PROGRESS).read_text())
-    run, progress = dict(written.pop("run")), Progress(**written)
-    numbers = [*progress.losses, *progress.seconds]
-    for evaluation in progress.evaluations:
-        numbers += [evaluation[name] for name in ("step", "tokens", "loss", "bits_per_byte")]
-    if not all(type(x) in (int, float) and math.isfinite(x) for x in numbers):
-        raise ValueError(f"{_PROGRESS} holds what is no number")
-    if not progress.evaluations or not all(x > 0 for x in progress.seconds):
-        raise ValueError(f"{_PROGRESS} lacks evaluations, or the times of steps")
-    if not len(progress.losses) == len(progress.seconds) == _step(checkpoint):
-        raise ValueError(f"{_PROGRESS} is not of this step")
-    return run, progress
+    """The run's identity and its progress. Raises ValueError for measurements that are not of it."""
+    written, step = read_json(checkpoint / PROGRESS), _step(checkpoint)
+    match written:
+        case {
+            "run": dict(run),
+            "losses": list(losses),
+            "seconds": list(seconds),
+            "evaluations": [_, *_] as evaluations,
+        } if len(written) == 4 and all(isinstance(evaluation, dict) for evaluation in evaluations):
+            names = "step", "tokens", "loss", "bits_per_byte"
+            numbers = losses + seconds + [e.get(name) for e in evaluations for name in names]
+        case _:
+            raise ValueError(f"{PROGRESS} does not hold a run, its losses, seconds and evaluations")
+    if not all(type(x) in (int, float) and abs(x) <= sys.float_info.max for x in numbers):
+        raise ValueError(f"{PROGRESS} holds a value that is not a finite number")
+    if not len(losses) == len(seconds) == step or not all(x > 0 for x in seconds):
+        raise ValueError(f"{PROGRESS} does not hold the losses and times of {step} steps")
+    return run, Progress(losses, seconds, evaluations)
 
 
 def optimizer_tensors(optimizer: MuonAdamW) -> dict[str, Tensor]:
-    """All state of the optimizer but its rates, which the schedule knows: PART.PARAMETER.NAME."""
-    return {
-        f"{part}.{parameter}.{name}": tensor
-        for part, state in optimizer.state_dict().items()
-        for parameter, tensors in state["state"].items()
-        for name, tensor in tensors.items()
-    }
+    """The optimizer's state as PART.PARAMETER.NAME, without the rates, which the schedule sets.
+
+    A parameter that no step has used, such as an expert's, has zeros, with which its state will start.
+    """
+    tensors = {}
+    for part, names in MOMENTS.items():
+        inner = getattr(optimizer, part)
+        parameters = (p for group in inner.param_groups for p in group["params"])
+        for number, parameter in enumerate(parameters):
+            state = inner.state.get(parameter) or {
+                name: torch.zeros(()) if name == "step" else torch.zeros_like(parameter)
+                for name in names
+            }
+            tensors |= {f"{part}.{number}.{name}": state[name] for name in names}
+    return tensors
 
 
-_NAMES = {"muon": ("momentum_buffer",), "adamw": ("step", "exp_avg", "exp_avg_sq")}
+def load_optimizer_tensors(optimizer: MuonAdamW, tensors: dict[str, Tensor]) -> None:
+    """Load what `optimizer_tensors` returned for the same parameters; other names are ignored.
 
-
-def load_optimizer_tensors(optimizer: MuonAdamW, tensors: dict[str, Tensor], begun: bool) -> None:
-    """Take what `optimizer_tensors` gave for the same parameters; other names are passed over.
-
-    An optimizer that has begun has state for every parameter, but for matrices that no step has used,
-    as those of an expert can be. Raises ValueError where any is missing or not of its parameter's shape
-    and type: the optimizer would not look.
+    Raises ValueError if a tensor is missing or not of its parameter's shape and type: the optimizer
+    itself would not check.
     """
     state = optimizer.state_dict()
-    for part, names in _NAMES.items():
-        groups = getattr(optimizer, part).param_groups
-        parameters = [p for group in groups for p in group["params"]]
-        for number, like in enumerate(parameters):
-            own = {name: tensors.get(f"{part}.{number}.{name}") for name in names}
-            if all(tensor is None for tensor in own.values()) and (part == "muon" or not begun):
-                continue
-            for name, tensor in own.items():
-                shape, dtype = ((), torch.float32) if name == "step" else (like.shape, like.dtype)
-                if tensor is None or (tensor.shape, tensor.dtype) != (shape, dtype):
-                    raise ValueError(
-                        f"{part}.{number}.{name} is missing, or not of its parameter's shape"
-                    )
-            # cloned, since the file may go
-            own = {name: divided_like(tensor.clone(), like) for name, tensor in own.items()}
-            state[part]["state"][number] = own
-        if begun and parameters and not state[part]["state"]:
-            raise ValueError(f"there is no state of {part}")
+    for key, like in optimizer_tensors(optimizer).items():
+        require_like(key, tensors.get(key), like)
+        part, number, name = key.split(".")
+        tensor = tensors[key].clone()  # the file may be removed while the run lasts
+        state[part]["state"].setdefault(int(number), {})[name] = sharded_like(tensor, like)
     optimizer.load_state_dict(state)
 
 
-def _random_states() -> dict[str, Tensor]:
-    states = {"random.cpu.0": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states |= {f"random.cuda.{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
-    return states
+def _generators() -> dict[str, torch.Generator]:
+    """The random generators of this process by the name of their state; a GPU's once it is in use."""
+    gpus = {f"random.cuda.{i}": g for i, g in enumerate(torch.cuda.default_generators)}
+    return {"random.cpu.0": torch.default_generator} | gpus
 
 
 def _restore_random_states(tensors: dict[str, Tensor]) -> None:
-    torch.set_rng_state(tensors["random.cpu.0"])
-    for i in range(torch.cuda.device_count()):
-        if f"random.cuda.{i}" in tensors:
-            torch.cuda.set_rng_state(tensors[f"random.cuda.{i}"], i)
-
-
-class Interrupted(Exception):
-    """A run that was told to stop has written a checkpoint and stopped."""
-
-    def __init__(self, number: int, step: int, folder: Path):
-        super().__init__(number, step, folder)
-        self.number = number
-
-    def __str__(self) -> str:
-        number, step, folder = self.args
-        name = signal.Signals(number).name
-        return f"{name} after step {step}: --resume goes on from {str(folder)!r}"
-
-
-@contextmanager
-def noted_signals() -> Iterator[Callable[[], int | None]]:
-    """Note SIGINT and SIGTERM instead of dying of them; yields what tells the last one."""
-    noted: list[int] = []
-    with _handled(lambda number, _: noted.append(number)):
-        yield lambda: noted[-1] if noted else None
-
-
-@contextmanager
-def raised_signals() -> Iterator[None]:
-    """Raise KeyboardInterrupt, with the signal's number, for SIGINT and SIGTERM."""
-
-    def interrupt(number, frame):
-        raise KeyboardInterrupt(number)
-
-    with _handled(interrupt):
-        yield
-
-
-@contextmanager
-def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Outside the main thread, which alone gets signals, there is nothing to handle."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, former in before.items():
-            signal.signal(number, former)
+    """Raises ValueError if the CPU generator's state is missing, and for a state that is not valid."""
+    for name, generator in _generators().items():
+        if name.startswith("random.cuda") and name not in tensors:
+            continue  # the earlier part of the run used fewer GPUs
+        require_like(name, tensors.get(name), generator.get_state())
+        try:
+            generator.set_state(tensors[name])
+        except RuntimeError as error:
+            raise ValueError(f"{name} is not a valid state: {error}") from error

@@ -1,4 +1,4 @@
-"""From text to batches: documents, a split, a tokenizer, streams of token ids, batches cut from them."""
+"""From text to batches: documents, a split, a tokenizer, streams of token ids, and batches."""
 
 from l3paper.data.sources import Document, read_documents
 from l3paper.data.split import split_documents

@@ -3,6 +3,7 @@
 import bz2
 import codecs
 import gzip
+import importlib
 import io
 import json
 import lzma
@@ -10,13 +11,14 @@ import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import IO
 
 SEPARATOR = "<|endoftext|>"
 """A line of a .txt file that holds only this divides two documents."""
 
 MAX_DOCUMENT = 2**30
-"""The most bytes of UTF-8 that a document may have. One at a time is held in memory."""
+"""The most bytes that a document may take in its file, in every format: one is held in memory."""
 
 _CHUNK = 2**24  # bytes of a line that are read at once
 _READABLE = re.compile(r".*\.(?:(txt|jsonl)(?:\.(gz|bz2|xz|zst))?|(parquet))")
@@ -55,9 +57,21 @@ def read_text(path: Path) -> str:
         raise ValueError(f"{path.name}, {error}") from error
 
 
+def optional(package: str, extra: str) -> ModuleType:
+    """Import a package. Raises ImportError, naming the extra to install, if it is missing."""
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        name = package.partition(".")[0]
+        raise ImportError(f"this needs the extra l3paper[{extra}]: pip install {name}") from error
+
+
 def checked_text(value: object, where: str, limit: int = MAX_DOCUMENT) -> str:
-    """`value` as a text, None as an empty one. Raises ValueError, beginning with `where`, if it is
-    not a string, cannot be UTF-8, or has more than `limit` bytes."""
+    """Return the text that a row holds, which is empty for None.
+
+    Raises ValueError, naming `where` the row is, if `value` is not a string, cannot be written as
+    UTF-8, or has more than `limit` bytes.
+    """
     if value is None:
         return ""
     if not isinstance(value, str):
@@ -73,17 +87,9 @@ def checked_text(value: object, where: str, limit: int = MAX_DOCUMENT) -> str:
 
 def _opened(path: Path, compression: str | None) -> IO[bytes]:
     if compression == "zst":
-        pyarrow = _pyarrow("reading .zst")
+        pyarrow = optional("pyarrow", "parquet")
         return io.BufferedReader(pyarrow.CompressedInputStream(open(path, "rb"), "zstd"))
     return {None: open, "gz": gzip.open, "bz2": bz2.open, "xz": lzma.open}[compression](path, "rb")
-
-
-def _pyarrow(purpose: str):
-    try:
-        import pyarrow.parquet
-    except ImportError as error:
-        raise ImportError(f"{purpose} needs the extra l3paper[parquet]: pip install pyarrow") from error
-    return pyarrow
 
 
 def _lines(file: IO[bytes], limit: int) -> Iterator[tuple[int, bytes]]:
@@ -93,13 +99,15 @@ def _lines(file: IO[bytes], limit: int) -> Iterator[tuple[int, bytes]]:
         if b"\0" in chunk:
             raise ValueError(f"line {number}: a NUL byte; this is not text")
         line += chunk
+        if number == 1:
+            line = line.removeprefix(codecs.BOM_UTF8)
         if len(line) > limit:
             raise ValueError(f"line {number}: longer than {limit:,} bytes; divide it")
         if line.endswith(b"\n"):
-            yield number, line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+            yield number, line
             number, line = number + 1, b""
     if line:
-        yield number, line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+        yield number, line
 
 
 def _decoded(data: bytes, number: int) -> str:
@@ -128,20 +136,21 @@ def _txt(file: IO[bytes], limit: int) -> Iterator[str]:
 
 
 def _jsonl(file: IO[bytes], limit: int) -> Iterator[str]:
-    for number, line in _lines(file, 2 * limit):  # a line has more bytes than its text
+    for number, line in _lines(file, limit):
         if text := _decoded(line, number).strip():
             try:
                 value = json.loads(text)["text"]
             except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise ValueError(f"line {number}: not a JSON object with a string 'text'") from error
-            yield checked_text(value, f"line {number}", limit)
+            yield checked_text(value, f"line {number}")
 
 
 def _parquet(file: IO[bytes], limit: int) -> Iterator[str]:
-    pyarrow = _pyarrow("reading .parquet")
+    pyarrow = optional("pyarrow", "parquet")
+    parquet = optional("pyarrow.parquet", "parquet")
     row = 0
     try:
-        with pyarrow.parquet.ParquetFile(file, buffer_size=2**20) as table:
+        with parquet.ParquetFile(file, buffer_size=2**20) as table:
             if "text" not in table.schema_arrow.names:
                 raise ValueError("which has no column 'text'")
             # A few rows at a time: a thousand bytes of a file may stand for a gigabyte of text.

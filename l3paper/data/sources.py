@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from l3paper.data.readers import checked_text, is_readable, read_text, read_texts
+from l3paper.data.readers import checked_text, is_readable, optional, read_text, read_texts
 from l3paper.errors import at_least
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
@@ -129,7 +129,7 @@ def name_hash(purpose: str, name: str) -> bytes:
 
 @cache
 def named_side(name: str) -> str | None:
-    """The side that a word of a file's name, or else of its folders' names, puts it on."""
+    """The side that a word in a file's name names, or else one in the names of its folders."""
     for part in reversed(name.split("/")):
         words = set(re.findall("[a-z]+", part.lower()))
         for side, of_side in _SIDES.items():
@@ -148,17 +148,19 @@ def list_folder(root: Path) -> tuple[list[str], str]:
     paths, left_out = [], Counter()
     entered = {root.stat()[1:3]}  # inode and device
     for folder, folders, files in os.walk(root, followlinks=True, onerror=_refuse):
-        for name in sorted(folders):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in folders.copy():
             place = Path(folder, name).stat()[1:3]
-            if name.startswith(".") or place in entered:
+            if place in entered:
                 folders.remove(name)
-                left_out["folders linked twice"] += not name.startswith(".")
+                left_out["folders linked twice"] += 1
             entered.add(place)
-        folders.sort()
         for name in files:
-            if is_readable(name) and not name.startswith("."):
+            if name.startswith("."):
+                continue
+            if is_readable(name):
                 paths.append(Path(folder, name).relative_to(root))
-            elif not name.startswith("."):
+            else:
                 left_out[f"{_printable(Path(name).suffix) or 'other'} files"] += 1
     names = [path.as_posix() for path in sorted(paths)]
     both = {TRAIN, VALIDATION} <= set(map(named_side, names))
@@ -166,7 +168,7 @@ def list_folder(root: Path) -> tuple[list[str], str]:
         if named_side(name) == TEST or (both and named_side(name) is None):
             names.remove(name)
             left_out["test files" if named_side(name) else "files named for neither side"] += 1
-    told = ", ".join(f"{number} {what}" for what, number in left_out.most_common(9) if number)
+    told = ", ".join(f"{number} {what}" for what, number in left_out.most_common(9))
     told = f"data folder {_printable(str(root))!r}: left out {told}" if told else ""
     if not names:
         raise ValueError(f"data folder {_printable(str(root))!r} has no file to train on. {told}")
@@ -207,12 +209,7 @@ def _standard_library() -> Iterator[Document]:
 
 
 def _hub(name: str) -> Iterator[Document]:
-    try:
-        import datasets
-    except ImportError as error:
-        raise ImportError(
-            "streaming 'hf:' data needs the extra l3paper[hf]: pip install datasets"
-        ) from error
+    datasets = optional("datasets", "hf")
     dataset, _, config = name.partition(":")
     try:
         rows = datasets.load_dataset(dataset, config or None, split="train", streaming=True)

@@ -132,14 +132,12 @@ def describe(split: Split, documents: Iterable[Document]) -> str:
         hashes[side].extend(lines)
         characters[side].extend(lines.values())
     seen = np.isin(hashes[VALIDATION], hashes[TRAIN]) @ np.asarray(characters[VALIDATION])
-    near, total = split.near_copies, size.total()
-    decided = "the names of the files" if split.by_name else "a hash of the documents' names"
+    near, out = split.near_copies, size[VALIDATION]
     return (
         f"training: {number[TRAIN]:,} documents, {size[TRAIN]:,} characters\n"
-        f"held out, by {decided}: {number[VALIDATION]:,} documents, {size[VALIDATION]:,} characters, "
-        f"{size[VALIDATION] / total:.1%} of the text\n"
-        f"{seen / size[VALIDATION]:.1%} of the held-out characters stand in lines of {MIN_LINE} or more "
-        "characters that the training side also has\n"
-        f"near copies of other documents: {near.sum():,}, {split.sizes[near].sum() / total:.1%} of the "
-        f"text; {(near & (split.kept == 0)).sum():,} of them are held out"
+        f"held out: {number[VALIDATION]:,} documents, {out:,} characters, {out / size.total():.1%} of "
+        f"the text, chosen by {'the names of the files' if split.by_name else 'a hash of the names'}\n"
+        f"of the held-out characters, {seen / out:.1%} stand in lines that training also has\n"
+        f"near copies of other documents: {near.sum():,}, {split.sizes[near].sum() / size.total():.1%} "
+        f"of the text, {(near & (split.kept < split.sizes)).sum():,} of them held out"
     )

@@ -12,7 +12,7 @@ import tokenizers
 from tokenizers import Tokenizer
 
 from l3paper import files
-from l3paper.data.sources import TRAIN, VALIDATION, corpus_name, fingerprint, open_source
+from l3paper.data.sources import TRAIN, VALIDATION, fingerprint, open_source
 from l3paper.data.split import plan_split
 from l3paper.data.tokenizer import (
     END_OF_TEXT_ID,
@@ -82,7 +82,9 @@ def load_corpus(
     """
     if source.endswith(".npz"):
         if max_bytes is not None:
-            raise ValueError(f"data_bytes is {max_bytes}, but {source} is tokenized: leave it out")
+            raise ValueError(
+                f"data_bytes is {max_bytes}, but {Path(source).name} is tokenized: leave it out"
+            )
         return _unpack(Path(source), vocab_size)
     documents = open_source(source, max_bytes)
     if documents.left_out:

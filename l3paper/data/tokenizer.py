@@ -1,11 +1,11 @@
 """Byte-level BPE: text to token ids and back, without ever meeting an unknown character."""
 
+import json
 import re
 import threading
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice, takewhile
-from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -32,9 +32,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """
     if vocab_size < MIN_VOCAB_SIZE:
         raise ValueError(f"vocab_size is {vocab_size}; the 256 bytes and one special token need 257")
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer = _byte_level(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=[END_OF_TEXT],
@@ -58,20 +56,53 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
-def load_tokenizer(path: Path) -> Tokenizer:
-    """Read a file that holds a serialized tokenizer; see `parse_tokenizer`."""
-    return parse_tokenizer(path.read_text(encoding="utf-8"), path.name)
+def parse_tokenizer(text: str | bytes, name: str) -> Tokenizer:
+    """Parse what `Tokenizer.to_str` returns for a tokenizer that `train_tokenizer` made.
 
-
-def parse_tokenizer(text: str, name: str) -> Tokenizer:
-    """Parse what `Tokenizer.to_str` wrote. Raises ValueError, mentioning `name`, if it is invalid."""
+    Raises ValueError, mentioning `name`, for anything else. Only the vocabulary and the merges are
+    taken from the text: the rest of a tokenizer's file (padding, normalizers, patterns) could fill the
+    memory or take forever.
+    """
     try:
-        tokenizer = Tokenizer.from_str(text)
-    except Exception as error:  # the library raises nothing more special
+        return _rebuild(json.loads(text))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{name} is not a valid tokenizer: {error}") from error
-    if None in map(tokenizer.id_to_token, range(tokenizer.get_vocab_size())):
-        raise ValueError(f"{name} is not a valid tokenizer: its ids have gaps")
-    tokenizer.encode_special_tokens = True  # not in the file; the special token's words are text
+
+
+def _rebuild(written: object) -> Tokenizer:
+    """Make the tokenizer from its vocabulary and merges, and compare the rest with `written`."""
+    match written:
+        case {"model": {"vocab": dict(vocab), "merges": list(merges)}}:
+            pass
+        case _:
+            raise ValueError("it has no vocabulary or no merges")
+    if not all(type(i) is int for i in vocab.values()) or {*vocab.values()} != {*range(len(vocab))}:
+        raise ValueError("its ids have gaps")
+    alphabet = set(pre_tokenizers.ByteLevel.alphabet())
+    if vocab.get(END_OF_TEXT) != END_OF_TEXT_ID or not vocab.keys() >= alphabet >= set("".join(vocab)):
+        raise ValueError(f"its vocabulary is not made of the 256 bytes and {END_OF_TEXT}")
+    for merge in merges:
+        match merge:
+            case [str(left), str(right)] if {left, right, left + right} <= vocab.keys():
+                pass
+            case _:
+                raise ValueError(
+                    f"it merges {merge!r:.80}, which is not a pair of tokens that make one"
+                )
+    tokenizer = _byte_level(models.BPE(vocab, [tuple(merge) for merge in merges]))
+    tokenizer.add_special_tokens([END_OF_TEXT])
+    own, parts = json.loads(tokenizer.to_str()), written | written["model"]
+    for part, expected in (own | own.pop("model")).items():
+        if (parts.get(part) or None) != (expected or None):  # an absent part is an empty one
+            raise ValueError(f"its {part} is not that of a byte-level BPE of this package")
+    tokenizer.encode_special_tokens = True  # not part of the file; the special token's words are text
+    return tokenizer
+
+
+def _byte_level(model: models.BPE) -> Tokenizer:
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
 
 

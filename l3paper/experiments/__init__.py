@@ -1,1 +1,1 @@
-"""Recorded comparisons: what is compared, how, and what it says of the paper's claims."""
+"""Recorded comparisons: what is compared, how, and what the records say about the paper's claims."""

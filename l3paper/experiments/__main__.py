@@ -1,5 +1,5 @@
 import sys
 
-from l3paper.experiments.runs import main
+from l3paper.experiments.command import main
 
 sys.exit(main())

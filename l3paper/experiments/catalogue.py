@@ -1,13 +1,18 @@
 """The experiments, as data: a question, the paper's section, and what each family of models changes.
 
-A family is one configuration, which `l3paper.experiments.runs` repeats over seeds at the learning rate
-that a search chose. Families that are equal in two experiments are trained once.
+A family is one configuration, repeated over seeds at the learning rate that a search chose. Families
+that are equal in two experiments are trained once.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
+from l3paper.parts.variants import VARIANTS
 from l3paper.training.config import PRESETS, TrainConfig
+
+Changes = dict[str, Any]
+"""New values for settings of a TrainConfig, by name."""
 
 SMALL = {
     "smoke": TrainConfig(
@@ -38,77 +43,74 @@ SMALL = {
     ),
 }
 """The smallest models that can answer, by preset. Their L3 layer is behind block `depth // 2`, counted
-from 0, and its rows are given out by LZW."""
+from 0, and LZW allocates its rows."""
 
-DENSE = {"l3_after_layers": ""}
+DENSE: Changes = {"l3_after_layers": ""}
 
 ENGLISH = "english (public domain).txt"
 """The text of the records on English prose; figures/data/english.md lists its sources."""
 
 ENGLISH_TOKENS = "english-16384.npz"
-"""The same kind of text, more of it, tokenized for the runs on a GPU."""
+"""More text of the same kind, tokenized for the runs on a GPU."""
 
 
 @dataclass(frozen=True)
 class Experiment:
+    """A question, and the families of models that answer it."""
+
     question: str
     section: str
-    """Of the paper; or that the paper has none."""
-    families: Callable[[TrainConfig], dict[str, dict]]
-    """What each family changes in the preset's configuration. The first is what others are held to."""
-    presets: dict[str, TrainConfig] = field(default_factory=lambda: SMALL)
-    seeds: int = 3
+    """The section of the paper, or "not in the paper"."""
+    families: Callable[[TrainConfig], dict[str, Changes]]
+    """Each family's changes of the preset's configuration. The first is compared with the others."""
     shared_search: bool = False
     """Whether variations of one model take the learning rate found for that model, unchanged.
 
     For ablations, which change little else, and for maps around one point.
     """
+    seeds: int = 3
+    presets: dict[str, TrainConfig] = field(default_factory=lambda: SMALL)
 
     def configs(self, preset: str, data: str) -> dict[str, TrainConfig]:
-        """The configuration of every family, at seed 0 and the learning rates as they are."""
+        """Each family's configuration at seed 0, with the preset's learning rates."""
         base = replace(self.presets[preset], data=data)
         return {name: replace(base, **changes) for name, changes in self.families(base).items()}
 
     def searched(self, config: TrainConfig, preset: str) -> TrainConfig:
-        """The configuration whose search gives `config`, a family's, its learning rate."""
+        """The configuration whose search finds the learning rate of `config`, a family's."""
         if not self.shared_search:
             return config
-        base = replace(self.presets[preset], data=config.data, stand_in=config.stand_in)
-        return replace(base, **DENSE) if config.kind == "dense" else base
-
-
-def _rows(base: TrainConfig, factor: int) -> dict:
-    return {"l3_n_emb": factor * base.vocab_size}
-
-
-def _rates(rate: float) -> tuple[float, ...]:
-    """Five to search, the given one first."""
-    return tuple(float(f"{rate * factor:.2g}") for factor in (1, 1 / 10, 1 / 3, 10 / 3, 10))
+        kept = {name: getattr(config, name) for name in ("data", "words", "stand_in")}
+        return replace(self.presets[preset], **kept, **(DENSE if config.kind == "dense" else {}))
 
 
 def spread(base: TrainConfig, layers: int) -> str:
-    """`l3_after_layers` for that many L3 layers, spread evenly."""
+    """`l3_after_layers` for that many L3 layers, spread evenly over the blocks."""
     return ",".join(str(base.depth * (i + 1) // (layers + 1)) for i in range(layers))
 
 
 def without_and_with(config: TrainConfig) -> dict[str, TrainConfig]:
-    """The model of this run without its L3 layers, and with them."""
+    """The model of this configuration without its L3 layers, and with them."""
     return {"dense": replace(config, **DENSE), "L3": config}
 
 
-RIVALS = {
-    "dense, deeper": {"stand_in": "deeper"},
-    "dense, wider": {"stand_in": "wider"},
-    "L3": {},
-}
+def rows_per_token(base: TrainConfig, rows: int) -> Changes:
+    """A table with that many rows per token of the vocabulary."""
+    return {"l3_n_emb": rows * base.vocab_size}
 
 
-def against_rivals(points: dict[str, dict]) -> dict[str, dict]:
-    """L3 and the dense models of equal operations at every point of a map."""
+def rates(rate: float) -> list[float]:
+    """Five learning rates to try, the one given first."""
+    return [float(f"{rate * factor:.2g}") for factor in (1, 1 / 10, 1 / 3, 10 / 3, 10)]
+
+
+def against_rivals(points: Iterable[tuple[str, Changes]]) -> dict[str, Changes]:
+    """At every (name, changes) of a map: L3, and the dense models of equal operations."""
+    rivals = {"dense, deeper": "deeper", "dense, wider": "wider", "L3": ""}
     return {
-        f"{point}: {model}": changes | stand_in
-        for point, changes in points.items()
-        for model, stand_in in RIVALS.items()
+        f"{name}: {model}": changes | {"stand_in": stand_in}
+        for name, changes in points
+        for model, stand_in in rivals.items()
     }
 
 
@@ -126,16 +128,16 @@ EXPERIMENTS = {
         },
     ),
     "table_lr": Experiment(
-        "How fast should the tables learn, beside everything else?",
+        "How fast should the tables learn, relative to everything else?",
         "not in the paper",
-        lambda base: {f"{rate:g}": {"table_lr": rate} for rate in _rates(base.table_lr)},
+        lambda base: {f"{rate:g}": {"table_lr": rate} for rate in rates(base.table_lr)},
         shared_search=True,
     ),
     "router_lr": Experiment(
-        "How fast should the routers of the MoE learn, beside everything else?",
+        "How fast should the routers of the MoE learn, relative to everything else?",
         "not in the paper",
         lambda base: {
-            f"{rate:g}": {"stand_in": "moe", "router_lr": rate} for rate in _rates(base.router_lr)
+            f"{rate:g}": {"stand_in": "moe", "router_lr": rate} for rate in rates(base.router_lr)
         },
         shared_search=True,
     ),
@@ -148,7 +150,7 @@ EXPERIMENTS = {
             "as listed": {"l3_allocation": "lzw-listing"},
             "frequency": {"l3_allocation": "frequency"},
             "uniform": {"l3_allocation": "uniform"},
-            "one row a token": {"l3_n_emb": base.vocab_size},
+            "one row a token": rows_per_token(base, 1),
             "dense": DENSE,
         },
         shared_search=True,
@@ -168,12 +170,12 @@ EXPERIMENTS = {
         "ablations",
         lambda base: {
             "dense": DENSE,
-            **{f"{n} a token": _rows(base, n) for n in (1, 2, 4, 8, 16)},
+            **{f"{n} a token": rows_per_token(base, n) for n in (1, 2, 4, 8, 16)},
         },
         shared_search=True,
     ),
     "tying": Experiment(
-        "Do keys and values need tables of their own?",
+        "Do keys and values need separate tables?",
         "ablations",
         lambda base: {"tied": {}, "untied": {"l3_untied": True}},
         shared_search=True,
@@ -185,12 +187,12 @@ EXPERIMENTS = {
         shared_search=True,
     ),
     "count": Experiment(
-        "One layer with 8 rows a token, or several that share them?",
+        "One layer with 8 rows per token, or several that share them?",
         "ablations",
         lambda base: {
-            "1 x v": _rows(base, 8),
+            "1 x v": rows_per_token(base, 8),
             **{
-                f"{n} x v / {n}": {"l3_after_layers": spread(base, n), **_rows(base, 8 // n)}
+                f"{n} x v / {n}": {"l3_after_layers": spread(base, n)} | rows_per_token(base, 8 // n)
                 for n in (2, 4)
                 if n <= base.depth
             },
@@ -210,18 +212,7 @@ EXPERIMENTS = {
         "Which parts of the layer are needed?",
         "not in the paper",
         lambda base: {
-            "as published": {},
-            **{
-                name.replace("-", " "): {"l3_variant": name}
-                for name in (
-                    "no-up",
-                    "no-residual",
-                    "normalised-residual",
-                    "scaled-softmax",
-                    "normalised-keys",
-                    "random-start",
-                )
-            },
+            name.replace("-", " ") or "as published": {"l3_variant": name} for name in VARIANTS
         },
         shared_search=True,
     ),
@@ -229,10 +220,8 @@ EXPERIMENTS = {
         "When does it pay: after how many tokens?",
         "not in the paper",
         lambda base: against_rivals(
-            {
-                f"{f:g} x tokens": {"num_iterations": int(f * base.num_iterations)}
-                for f in (1, 0.25, 0.5, 2)
-            }
+            (f"{f:g} x tokens", {"num_iterations": int(f * base.num_iterations)})
+            for f in (1, 0.25, 0.5, 2)
         ),
         shared_search=True,
     ),
@@ -240,7 +229,7 @@ EXPERIMENTS = {
         "When does it pay: in how wide a model?",
         "not in the paper",
         lambda base: against_rivals(
-            {f"{f:g} x width": {"n_embd": int(f * base.n_embd)} for f in (1, 0.5, 1.5)}
+            (f"{f:g} x width", {"n_embd": int(f * base.n_embd)}) for f in (1, 0.5, 1.5)
         ),
         shared_search=True,
     ),
@@ -248,13 +237,11 @@ EXPERIMENTS = {
         "When does it pay: with how many tokens in the vocabulary?",
         "not in the paper",
         lambda base: against_rivals(
-            {
-                f"{f:g} x vocabulary": {
-                    "vocab_size": f * base.vocab_size,
-                    "l3_n_emb": f * base.l3_n_emb,
-                }
-                for f in (1, 2)
-            }
+            (
+                f"{f:g} x vocabulary",
+                {name: f * getattr(base, name) for name in ("vocab_size", "l3_n_emb")},
+            )
+            for f in (1, 2)
         ),
         shared_search=True,
     ),

@@ -5,24 +5,22 @@ tuned lens, the layers' choices on held-out text, and, for a few tokens, what th
 """
 
 import argparse
-import itertools
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import count, pairwise
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from l3paper.data.streams import (
-    TokenizedCorpus,
-    corpus_name,
-    require_length,
-    training_batch,
-    validation_batches,
-)
+from l3paper.data.batches import require_length, training_batch
+from l3paper.data.sources import corpus_name
+from l3paper.data.streams import TokenizedCorpus
 from l3paper.data.tokenizer import token_text
+from l3paper.errors import at_least, command
 from l3paper.experiments.catalogue import EXPERIMENTS
 from l3paper.experiments.runs import MissingRun, read_run
 from l3paper.gpt import GPT
@@ -32,9 +30,11 @@ from l3paper.records import RECORDS, write_record
 from l3paper.train import TrainedRun, train
 from l3paper.training.config import PRESETS, TrainConfig
 
+PROGRAM = "python -m l3paper.insight"
+
 FOLDER = RECORDS / "insight"
 MODELS = {"dense": "dense", "l3": "L3, two layers"}
-"""Names in the records, and in the main comparison."""
+"""Names of the models in the records, and in the main comparison."""
 
 LENS_STEPS = {"smoke": 20, "laptop": 500, "gpu": 1000}
 SEEDS = 3
@@ -44,46 +44,41 @@ TOKENS = 5
 
 def record_insight(run: TrainedRun, lens_steps: int, held_out: int = 32768) -> dict:
     """Look into a trained model, on the first `held_out` tokens of the held-out text."""
-    model, corpus, settings = run.model, run.corpus, run.record["config"]
-    length = settings["sequence_len"]
+    model, corpus, config = run.model, run.corpus, run.record["config"]
+    length, batch_size = config["sequence_len"], config["batch_size"]
     require_length(corpus.validation, length)
-    texts = validation_batches(corpus.validation, settings["batch_size"], length)
-    whole = torch.cat([inputs[(targets >= 0).all(dim=1)] for inputs, targets in texts])
-    idx = whole[: max(1, held_out // length)]  # (sequences, length)
-    lens = train_lens(model, _batches(corpus, settings), lens_steps)
+    sequences = max(1, min(held_out, len(corpus.validation) - 1) // length)
+    tokens = corpus.validation[: sequences * length].astype(np.int64)
+    idx = torch.from_numpy(tokens).view(sequences, length)
+    seed = config["seed"] + 10**6  # other places of the text than the model was trained on
+    batches = (training_batch(corpus.train, batch_size, length, seed, step)[0] for step in count())
+    lens = train_lens(model, batches, lens_steps)
     with torch.no_grad():
-        by_batch = [lens(part) for part in idx.split(settings["batch_size"])]
-    depths = {name: torch.cat([found[name] for found in by_batch]) for name in by_batch[0]}
-    found = choices(model, idx)
+        by_batch = [lens(part) for part in idx.split(batch_size)]
+    by_block = choices(model, idx)
     return {
-        "lens": {name: float(divergence.mean()) for name, divergence in depths.items()},
-        "choices": {str(block): _summary(choice, corpus) for block, choice in found.items()},
+        "lens": {name: float(torch.cat([kl[name] for kl in by_batch]).mean()) for name in by_batch[0]},
+        "choices": {str(block): _summary(choice, corpus) for block, choice in by_block.items()},
         "explorer": [
             _explored(model, corpus, block, token, idx)
-            for block in found
+            for block in by_block
             for token in frequent_words(corpus, model, idx)
         ],
         **{key: run.record[key] for key in ("config", "corpus", "environment", "model", "evaluations")},
     }
 
 
-def _batches(corpus: TokenizedCorpus, settings: dict) -> Iterator[Tensor]:
-    for step in itertools.count():
-        seed = settings["seed"] + 10**6  # other places than the model was trained on
-        yield training_batch(
-            corpus.train, settings["batch_size"], settings["sequence_len"], seed, step
-        )[0]
-
-
 def _summary(choice: Choice, corpus: TokenizedCorpus) -> dict:
-    """Means over positions: all, by the number of rows, and by token (the commonest fifty)."""
-    most = choice.rows.float().log().clamp(min=1e-9)
-    share = choice.distance / most  # of what it could be at most
-    several = choice.rows > 1
+    """Mean distances from uniform: of all positions, by number of rows, and of the top fifty tokens.
+
+    Positions whose token owns a single row have no choice; they count only by number of rows.
+    """
     by_rows = []
     for rows in choice.rows.unique().tolist():
         here = choice.rows == rows
         by_rows.append([rows, int(here.sum()), float(choice.distance[here].mean())])
+    several = choice.rows > 1
+    share = choice.distance[several] / choice.rows[several].log()
     tokens, counts = choice.token_ids[several].unique(return_counts=True)
     by_token = []
     for place in counts.argsort(descending=True)[:50].tolist():
@@ -93,7 +88,7 @@ def _summary(choice: Choice, corpus: TokenizedCorpus) -> dict:
         by_token.append([text, int(choice.rows[here][0]), int(counts[place]), mean])
     return {
         "mean": float(choice.distance[several].mean()),
-        "share_of_most": float(share[several].mean()),
+        "share_of_most": float(share.mean()),
         "positions": int(several.sum()),
         "by_rows": by_rows,
         "by_token": by_token,
@@ -101,10 +96,10 @@ def _summary(choice: Choice, corpus: TokenizedCorpus) -> dict:
 
 
 def frequent_words(corpus: TokenizedCorpus, model: GPT, idx: Tensor) -> list[int]:
-    """The rule by which tokens are shown: the commonest in the text that are words with four rows.
+    """The tokens that the explorer shows: the commonest words in the text with four rows or more.
 
-    A word has three letters or more and nothing else, but for a space before it; "four rows" means
-    four or more. At most TOKENS of them, commonest first.
+    A word has three letters or more, and nothing else except a space before it. At most TOKENS words,
+    commonest first.
     """
     layer = next(iter(model.l3_layers.values()))
     rows = layer.bounds.diff()
@@ -118,23 +113,18 @@ def frequent_words(corpus: TokenizedCorpus, model: GPT, idx: Tensor) -> list[int
 
 
 def _explored(model: GPT, corpus: TokenizedCorpus, block: int, token: int, idx: Tensor) -> dict:
-    def context(sequence: int, position: int) -> str:
-        before = idx[sequence, max(0, position - 7) : position + 1]
-        return corpus.tokenizer.decode(before.tolist())
-
-    rows = explore(model, block, token, idx)
-    return {
-        "block": block,
-        "token": token_text(corpus.tokenizer, token),
-        "rows": [
-            {
-                "mean_weight": row.mean_weight,
-                "contexts": [[o.weight, context(o.sequence, o.position)] for o in row.contexts],
-                "promotes": [token_text(corpus.tokenizer, t) for t in row.promotes],
-            }
-            for row in rows
-        ],
-    }
+    rows = [
+        {
+            "mean_weight": row.mean_weight,
+            "contexts": [
+                [weight, corpus.tokenizer.decode(idx[sequence, max(0, end - 7) : end + 1].tolist())]
+                for weight, sequence, end in row.contexts
+            ],
+            "promotes": [token_text(corpus.tokenizer, promoted) for promoted in row.promotes],
+        }
+        for row in explore(model, block, token, idx)
+    ]
+    return {"block": block, "token": token_text(corpus.tokenizer, token), "rows": rows}
 
 
 def insights(
@@ -142,70 +132,67 @@ def insights(
 ) -> dict[str, list[dict]]:
     """The recorded looks into each model, by seed.
 
-    Raises MissingRun where one is missing, ValueError where one is of another configuration or text.
+    Raises MissingRun if a record is missing, ValueError if one is of another configuration or text.
     """
     looks = {name: [] for name in MODELS}
-    for (name, _), (path, config) in _wanted(preset, seeds, folder, data).items():
-        if not path.exists():
-            raise MissingRun(
-                f"there is no {path.name}: run python -m l3paper.insight --preset {preset}"
-            )
-        looks[name].append(_read(path, config))
+    for look in _looks(preset, seeds, folder, data):
+        if not look.path.exists():
+            raise MissingRun(f"there is no {look.path.name}: run {PROGRAM} --preset {preset}")
+        looks[look.model].append(look.read())
     return looks
 
 
 def lens_drops(look: dict) -> dict[str, float]:
-    """By how many nats the lens falls with every step from one depth to the next."""
+    """By how many nats the lens falls from each depth to the next, which gives the drop its name."""
     depths = list(look["lens"].items())
-    return {name: before - after for (_, before), (name, after) in itertools.pairwise(depths)}
+    return {name: before - after for (_, before), (name, after) in pairwise(depths)}
 
 
-def _wanted(
-    preset: str, seeds: int, folder: Path, data: str
-) -> dict[tuple[str, int], tuple[Path, TrainConfig]]:
-    """By model and seed: where its record belongs, and how it is trained."""
+class _Look(NamedTuple):
+    """A look into one model: where its record is, and how the model is trained."""
+
+    model: str
+    path: Path
+    config: TrainConfig
+
+    def read(self) -> dict:
+        record = read_run(self.path, self.config)
+        recorded, wanted = record["config"]["data"], corpus_name(self.config.data)
+        if recorded != wanted:
+            raise ValueError(
+                f"{self.path} is of a model of {recorded!r}, not {wanted!r}: use another --folder"
+            )
+        return record
+
+
+def _looks(preset: str, seeds: int, folder: Path, data: str) -> list[_Look]:
     configs = EXPERIMENTS["main"].configs(preset, data)
-    return {
-        (name, seed): (
-            folder / f"{preset}-{name}-seed{seed}.json",
-            replace(configs[MODELS[name]], seed=seed),
-        )
+    return [
+        _Look(name, folder / f"{preset}-{name}-seed{seed}.json", replace(configs[family], seed=seed))
         for seed in range(seeds)
-        for name in MODELS
-    }
+        for name, family in MODELS.items()
+    ]
 
 
-def _read(path: Path, config: TrainConfig) -> dict:
-    record = read_run(path, config)
-    made_on, wanted = record["config"]["data"], corpus_name(config.data)
-    if made_on != wanted:
-        raise ValueError(f"{path} is of a model of {made_on!r}, not {wanted!r}: use another --folder")
-    return record
-
-
+@command(PROGRAM)
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; exit code 2, and one line on stderr, for input that cannot be used."""
+    """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m l3paper.insight",
-        description="Train and look into models with and without L3 layers; records that are there "
-        "already are not made again.",
+        prog=PROGRAM,
+        description="Train and look into models with and without L3 layers. Records that exist are not "
+        "made again.",
     )
     parser.add_argument("--preset", choices=PRESETS, default="laptop", help="(default: laptop)")
-    parser.add_argument("--data", default="stdlib", help="as of l3paper.train (default: stdlib)")
+    parser.add_argument("--data", default="stdlib", help="as for l3paper.train (default: stdlib)")
     parser.add_argument("--seeds", type=int, default=SEEDS, metavar="N", help=f"(default: {SEEDS})")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="(default: figures/data/insight)")
-    given = parser.parse_args(arguments)
-    try:
-        if given.seeds < 1:
-            raise ValueError(f"seeds is {given.seeds}; it must be at least 1")
-        wanted = _wanted(given.preset, given.seeds, given.folder, given.data)
-        for path, config in tqdm(wanted.values(), desc="insight", unit="run"):
-            if path.exists():
-                _read(path, config)
-            else:
-                run = train(config, show_progress=False)
-                write_record(path, record_insight(run, LENS_STEPS[given.preset]))
-    except (ValueError, ImportError, OSError) as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
-        return 2
+    flags = parser.parse_args(arguments)
+    at_least(1, seeds=flags.seeds)
+    looks = _looks(flags.preset, flags.seeds, flags.folder, flags.data)
+    for look in tqdm(looks, desc="insight", unit="run"):
+        if look.path.exists():
+            look.read()
+        else:
+            run = train(look.config, show_progress=False)
+            write_record(look.path, record_insight(run, LENS_STEPS[flags.preset]))
     return 0

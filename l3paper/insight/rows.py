@@ -8,27 +8,29 @@ from torch import Tensor
 
 from l3paper.gpt import GPT
 from l3paper.insight.lens import streams
-from l3paper.layer import L3Layer
+from l3paper.layer import L3Layer, rms_norm
 
 
 def row_weights(layer: L3Layer, x: Tensor, token_ids: Tensor) -> Tensor:
-    """The softmax of every position over its token's rows: (N, k), filled up with zeros.
+    """The softmax of every position over its token's rows: (N, k), padded with zeros.
 
     x (N, n_embd) is the stream that enters the layer, token_ids (N,); k is the most rows that one of
-    these tokens owns.
+    these tokens owns. Raises ValueError for a variant of the layer, which may choose in another way.
     """
+    if type(layer) is not L3Layer:
+        raise ValueError(f"layer is a {type(layer).__name__}; only an L3Layer as published can be read")
+    keys, _ = layer.tables()
     start = layer.bounds[token_ids]
     length = layer.bounds[token_ids + 1] - start
     place = torch.arange(int(length.max()), device=x.device)
-    real = place < length[:, None]
-    keys, _ = layer.rows(*layer.tables())
-    rows = keys[torch.where(real, start[:, None] + place, 0)]  # (N, k, n_embd)
-    scores = torch.einsum("nd,nkd->nk", layer.query(x), rows)
-    return scores.masked_fill(~real, -torch.inf).softmax(dim=-1)
+    owned = place < length[:, None]
+    own_keys = keys[torch.where(owned, start[:, None] + place, 0)]  # (N, k, n_embd)
+    scores = torch.einsum("nd,nkd->nk", rms_norm(x), own_keys)
+    return scores.masked_fill(~owned, -torch.inf).softmax(dim=-1)
 
 
 def distance_from_uniform(weights: Tensor, rows: Tensor) -> Tensor:
-    """KL(softmax || uniform) in nats (N,) of weights (N, k) over `rows` (N,): log d_t less entropy.
+    """KL(softmax || uniform) in nats (N,) of weights (N, k) over `rows` (N,): log d_t minus entropy.
 
     0 is an even average of the rows, log d_t the choice of a single one.
     """
@@ -43,26 +45,32 @@ class Choice:
     rows: Tensor
     """How many rows the position's token owns."""
     distance: Tensor
-    """From uniform, in nats."""
+    """The softmax's distance from uniform, in nats."""
 
 
 @torch.no_grad()
 def choices(model: GPT, idx: Tensor) -> dict[int, Choice]:
-    """For ids (B, T), by the block behind which the layer sits."""
+    """The choices of every L3 layer on ids (B, T), by the block behind which the layer sits.
+
+    Raises ValueError for a model with a variant of the layer.
+    """
     idx = idx.to(model.device)
-    found, _ = streams(model, idx)
-    result = {}
-    for i in model.config.l3_blocks:
-        layer, ids = model.l3_layers[str(i)], idx.flatten()
-        weights = row_weights(layer, found[f"block {i}"].flatten(0, 1), ids)
+    by_depth, _ = streams(model, idx)
+    ids = idx.flatten()
+    by_block = {}
+    for block in model.config.l3_blocks:
+        layer = model.l3_layers[str(block)]
+        weights = row_weights(layer, by_depth[f"block {block}"].flatten(0, 1), ids)
         rows = layer.bounds[ids + 1] - layer.bounds[ids]
-        result[i] = Choice(ids, rows, distance_from_uniform(weights, rows))
-    return result
+        by_block[block] = Choice(ids, rows, distance_from_uniform(weights, rows))
+    return by_block
 
 
 class Occurrence(NamedTuple):
+    """A position of the text at which a row is chosen."""
+
     weight: float
-    """Of the row, in the softmax at this position."""
+    """The row's, in the softmax at this position."""
     sequence: int
     position: int
 
@@ -81,30 +89,27 @@ class Row(NamedTuple):
 def explore(model: GPT, block: int, token: int, idx: Tensor, most: int = 5) -> list[Row]:
     """What the rows of `token` hold, in the L3 layer behind `block`, judged on ids (B, T).
 
-    A row promotes what the head reads from its value alone: W_mix[:, :d_up] Norm(W_up v), for a layer
-    as published. Raises ValueError where the text does not contain the token.
+    A row promotes what the head reads from its value v alone: W_mix[:, :d_up] Norm(W_up v). Raises
+    ValueError if the text does not contain the token, and for a variant of the layer.
     """
     idx = idx.to(model.device)
     sequence, position = (idx == token).nonzero(as_tuple=True)
     if not len(sequence):
         raise ValueError(f"token is {token}, which the text does not contain")
     layer = model.l3_layers[str(block)]
-    found, _ = streams(model, idx)
-    x = found[f"block {block}"][sequence, position]
+    by_depth, _ = streams(model, idx)
+    x = by_depth[f"block {block}"][sequence, position]
     weights = row_weights(layer, x, idx[sequence, position])  # (N, d_t)
-    own = slice(int(layer.bounds[token]), int(layer.bounds[token + 1]))
     _, values = layer.tables()
-    silent = x.new_zeros(own.stop - own.start, layer.n_embd)
-    promoted = model.lm_head(layer.mix(values[own], silent)).argsort(dim=-1, descending=True)
-    order = weights.argsort(dim=0, descending=True)[:most]  # (most, d_t)
-    return [
-        Row(
-            float(weights[:, row].mean()),
-            [
-                Occurrence(float(weights[n, row]), int(sequence[n]), int(position[n]))
-                for n in order[:, row].tolist()
-            ],
-            promoted[row, :most].tolist(),
-        )
-        for row in range(own.stop - own.start)
-    ]
+    own = values[layer.bounds[token] : layer.bounds[token + 1]]  # (d_t, d_emb)
+    delta = rms_norm(layer.w_up(own)) @ layer.w_mix.weight[:, : layer.d_up].T  # (d_t, n_embd)
+    promoted = model.lm_head(delta).argsort(dim=-1, descending=True)
+    heaviest = weights.argsort(dim=0, descending=True)[:most]  # (most, d_t)
+    rows = []
+    for row in range(len(own)):
+        contexts = [
+            Occurrence(float(weights[n, row]), int(sequence[n]), int(position[n]))
+            for n in heaviest[:, row].tolist()
+        ]
+        rows.append(Row(float(weights[:, row].mean()), contexts, promoted[row, :most].tolist()))
+    return rows

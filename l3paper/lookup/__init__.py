@@ -1,5 +1,9 @@
-"""The ragged softmax of L3: its specification, and the faster ways that equal it."""
+"""The ragged softmax of L3: its specification, faster ways that equal it, and the tables they read."""
 
-from l3paper.lookup.reference import LOOKUPS, Lookup, blocked, loop, padded
+from l3paper.lookup.grouped import grouped as _grouped
+from l3paper.lookup.reference import Lookup, Plan, blocked, loop, padded
 
-__all__ = ["LOOKUPS", "Lookup", "blocked", "loop", "padded"]
+LOOKUPS: dict[str, Lookup] = {"loop": loop, "padded": padded, "blocked": blocked, "grouped": _grouped}
+"""By name. `loop` is the specification, `grouped` the fastest and the default."""
+
+__all__ = ["LOOKUPS", "Lookup", "Plan", "blocked", "loop", "padded"]

@@ -1,12 +1,13 @@
-"""The lookup without waste: every distinct token is one small dense attention over its own rows.
+"""The lookup without waste: one small dense attention per distinct token, over its own rows.
 
-A group of positions that share a token needs no gather, no mask and no padding: two products with a
-slice of the table. The backward pass writes the table's gradient straight into slices of one tensor,
-which autograd would build from one full-sized tensor a slice.
+Sorted by token, the positions of a batch fall into groups that share their rows, and a token's rows
+are a contiguous slice of the table. So a large group is two products with a slice, without a copy, a
+mask or padding. Products with a few rows cost more to launch than to compute: groups with few rows and
+few positions are therefore gathered by size, rounded up, and each size is one masked batched product. A
+token with one row needs no product at all: its softmax is 1.
 
-Products with a few rows cost more to launch than to compute. Groups with few rows and few positions
-are therefore put together by size, rounded up, and each size is one batched product. A token with one
-row needs no product at all: its softmax is 1.
+The backward pass writes the table's gradient straight into slices of one tensor; autograd would build
+it from one full-sized tensor per slice.
 
 On CUDA with Triton, the kernels of `l3paper.lookup.kernels` do the same for all groups at once.
 """
@@ -19,47 +20,81 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import embedding  # gathers rows several times faster than x[index]
 
-from l3paper.lookup.groups import Groups, group_by_token
-from l3paper.lookup.kernels import attend, available
-from l3paper.lookup.tiles import Tiles, make_tiles
+from l3paper.lookup.kernels import Tiles, attend, available, make_tiles
+from l3paper.lookup.reference import Plan
 from l3paper.parts.device import eager
 
 POSITIONS, ROWS = (1, 4, 16, 32), (8, 16, 32, 64)
 """Sizes that small groups are rounded up to: a finer choice pads less, a coarser one launches less."""
 
 
+class Groups(NamedTuple):
+    """N positions in G groups, one per distinct token. All tensors are long, on the ids' device."""
+
+    order: Tensor  # (N,) sorts the positions by token
+    inverse: Tensor  # (N,) restores their order
+    start: Tensor  # (G,) a group's first place in the sorted order
+    count: Tensor  # (G,) its positions
+    first: Tensor  # (G,) its token's first row of the table
+    length: Tensor  # (G,) its token's rows
+
+
+def group_by_token(token_ids: Tensor, bounds: Tensor) -> Groups:
+    """Group positions with these ids (N,); token t owns the rows bounds[t] : bounds[t + 1]."""
+    order = token_ids.argsort(stable=True)
+    inverse = torch.empty_like(order)
+    inverse[order] = torch.arange(len(order), device=order.device)
+    tokens, count = token_ids[order].unique_consecutive(return_counts=True)
+    first = bounds[tokens]
+    return Groups(order, inverse, count.cumsum(0) - count, count, first, bounds[tokens + 1] - first)
+
+
 class Bucket(NamedTuple):
     """G small groups of at most P positions and R rows each."""
 
-    positions: Tensor  # (G, P) places in the sorted order; N, one past the last, where there is none
-    rows: Tensor  # (G, R) rows of the table; the group's first again where there is none
-    target: Tensor  # (G, R) the same; n_emb, one past the last, where there is none
-    padding: Tensor  # (G, 1, R) True where there is none
+    positions: Tensor  # (G, P) places in the sorted order; padded with N, one past the last
+    rows: Tensor  # (G, R) rows of the table; padded with the group's first
+    target: Tensor  # (G, R) the same; padded with n_emb, one past the last
+    padding_mask: Tensor  # (G, 1, R) True for padding
 
 
 class Parts(NamedTuple):
     """The groups by size, for PyTorch's own products."""
 
     order: Tensor  # (N,) sorts the positions by token
-    inverse: Tensor  # (N,) puts them back
+    inverse: Tensor  # (N,) restores their order
     single_positions: Tensor  # places in the sorted order whose token owns one row, and
     single_rows: Tensor  # that row
     slices: list[list[int]]  # of large groups: first position, last + 1, first row, last + 1
     buckets: list[Bucket]
 
 
-@dataclass(eq=False)  # torch.compile looks into a tuple, and compiles anew for every batch's sizes
-class Plan:
-    """How a batch of N positions is divided. It depends on the token ids and the bounds alone."""
+@dataclass(eq=False)
+class GroupedPlan(Plan):
+    """A plan for `grouped`; see `make_plan`."""
 
     parts: Parts | Tiles
 
+    def __call__(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        with torch.autocast(query.device.type, enabled=False):
+            asked = query.to(keys.dtype)
+            if isinstance(self.parts, Tiles):
+                looked_up = attend(asked, keys, values, self.parts)
+            else:
+                looked_up = _Grouped.apply(asked, keys, values, values is keys, self.parts)
+        return looked_up.to(query.dtype)
 
-def make_plan(token_ids: Tensor, bounds: Tensor, n_emb: int) -> Plan:
-    """Divide the positions with these ids (N,) by token, and as suits their device."""
+
+def make_plan(token_ids: Tensor, bounds: Tensor, n_emb: int) -> GroupedPlan:
+    """Divide the positions with these ids (N,) by token, and as suits their device.
+
+    n_emb is v, the number of rows of the table.
+    """
     if available(token_ids.device):
-        return Plan(make_tiles(token_ids, bounds, n_emb))
-    return Plan(make_parts(group_by_token(token_ids, bounds), n_emb))
+        parts = make_tiles(token_ids, bounds, n_emb)
+    else:
+        parts = make_parts(group_by_token(token_ids, bounds), n_emb)
+    return GroupedPlan(grouped, token_ids, bounds, parts)
 
 
 def make_parts(groups: Groups, n_emb: int) -> Parts:
@@ -90,29 +125,13 @@ def make_parts(groups: Groups, n_emb: int) -> Parts:
 
 
 @eager  # on a CPU the plan reads the ids; a compiled model breaks its graph here
-def grouped(
-    query: Tensor,
-    token_ids: Tensor,
-    bounds: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    plan: Plan | None = None,
-) -> Tensor:
-    """One dense attention a distinct token, over a slice of the table; see the top of this module.
+def grouped(query: Tensor, token_ids: Tensor, bounds: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """One dense attention per distinct token, over a slice of the table; see the top of this module.
 
-    `plan`, where given, is `make_plan(token_ids, bounds, len(keys))`: L3 layers with the same bounds
-    can share it. Under autocast the lookup keeps the precision of the table. Its gradients cannot be
-    differentiated again: a second backward pass raises RuntimeError.
+    Under autocast the lookup keeps the precision of the table. Its gradients cannot be differentiated
+    again: a second backward pass raises RuntimeError.
     """
-    with torch.autocast(query.device.type, enabled=False):
-        if plan is None:
-            plan = make_plan(token_ids, bounds, len(keys))
-        asked = query.to(keys.dtype)
-        if isinstance(plan.parts, Tiles):
-            found = attend(asked, keys, values, plan.parts)
-        else:
-            found = _Grouped.apply(asked, keys, values, values is keys, plan.parts)
-    return found.to(query.dtype)
+    return make_plan(token_ids, bounds, len(keys))(query, keys, values)
 
 
 class _Grouped(torch.autograd.Function):
@@ -127,11 +146,11 @@ class _Grouped(torch.autograd.Function):
             weight = (q[a:b] @ keys[first:last].T).softmax(dim=-1)  # (n, d_t)
             torch.mm(weight, values[first:last], out=output[a:b])
             weights.append(weight)
-        for positions, rows, _, padding in parts.buckets:
+        for positions, rows, _, padding_mask in parts.buckets:
             key = embedding(rows, keys)  # (G, R, d_in)
             value = key if tied else embedding(rows, values)  # (G, R, d_emb)
             scores = embedding(positions, q) @ key.mT  # (G, P, R)
-            weight = scores.masked_fill_(padding, -torch.inf).softmax(dim=-1)
+            weight = scores.masked_fill_(padding_mask, -torch.inf).softmax(dim=-1)
             output.index_copy_(0, positions.flatten(), (weight @ value).flatten(0, 1))
             weights.append(weight)
         output.index_copy_(0, parts.single_positions, embedding(parts.single_rows, values))

@@ -1,20 +1,21 @@
 """The grouped lookup as three Triton kernels, for CUDA: no matrix of scores, no sorted copy.
 
-A token of the batch is a rectangle, its positions by its rows, and every cell of it is one score. A
-kernel gives each program a tile of `l3paper.lookup.tiles`: a strip of one rectangle, a few positions
-by all rows or a few rows by all positions, along which it goes step by step. So a program sees one
-token only, reads the rows as they lie, and owns what it writes: nothing is added atomically, and two
-runs on one device give the same bits.
+Sorted by token, the positions of a batch fall into groups, and every group is a rectangle: its
+token's positions by its token's rows. Every cell of it is one score. A kernel gives each program a
+tile, which is a strip of one rectangle (a few positions by all rows, or a few rows by all positions),
+and the program walks along the strip. So a program sees one token only, reads the rows where they
+lie, and owns what it writes: nothing is added atomically, and two runs on one device give the same
+bits.
 
-    kernel        a tile     goes along  writes
+    kernel        tile of    along       writes
     ------        ------     ----------  ------
     _forward      POSITIONS  rows        output, and the logsumexp of the scores
     _grad_query   POSITIONS  rows        grad_query, and delta = sum(grad_output * output)
     _grad_table   ROWS       positions   grad_keys or grad_values; when tied, their sum
 
-The softmax is running: a maximum and a sum a position, by which what was accumulated is rescaled. The
-backward kernels compute the scores again and get the weights from the logsumexp. Positions are read
-and written through `tiles.order`.
+The softmax is running: one maximum and one sum per position, by which what was accumulated is
+rescaled. The backward kernels compute the scores again and get the weights from the logsumexp.
+Positions are read and written through `tiles.order`.
 
 What must move through memory, with N positions and R rows of present tokens out of v:
 
@@ -22,27 +23,27 @@ What must move through memory, with N positions and R rows of present tokens out
     ------        -----                                    ------
     _forward      N queries, R keys, R values              N outputs
     _grad_query   the same, N grad_outputs and N outputs   N grad_queries
-    _grad_table   N queries, N grad_outputs, R keys and    R rows a table, after v rows of zeros
+    _grad_table   N queries, N grad_outputs, R keys and    R rows per table, after v zero rows
                   R values
 
 Tied keys and values are one read. The tiles of a token run together, so that the cache serves all but
-the first of them. At the paper's size, bfloat16 and 1,024 wide, 32,768 positions are 67 MB a tensor
+the first of them. At the paper's size, bfloat16 and 1,024 wide, 32,768 positions are 67 MB per tensor
 and 710,000 rows 1.45 GB: the table is what moves. A row of 2 KB meets the n positions of its token in
-4 * 1,024 * n operations of the forward pass, 2 n a byte; with fewer than some 150 positions a token,
-an H100 waits for memory.
+4 * 1,024 * n operations of the forward pass, 2 n per byte; with fewer than some 150 positions per
+token, an H100 waits for memory.
 
 An accumulator holds at most BLOCK_BYTES of a row; a wider row takes several programs, and each
 computes the scores again. Products are of the tables' type (tensor cores in bfloat16, never TF32),
-sums and softmax in float32; all is float64 where the tables are.
+sums and softmax in float32; all is float64 if the tables are.
 """
 
-from __future__ import annotations  # Triton reads the annotations; without Triton, nobody does
+from __future__ import annotations  # Triton reads the annotations; without Triton, nothing does
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-
-from l3paper.lookup.tiles import POSITIONS, ROWS, Tiles
 
 try:
     import triton
@@ -50,17 +51,82 @@ try:
 except ImportError:  # Triton is optional
     triton = None
 
+POSITIONS = 16
+"""Positions of a tile. Most tokens of a batch have few, and the least a tensor core takes is 16."""
+
+ROWS = 32
+"""Rows of a tile. More would make more of every position loaded, but 32 already fill the registers."""
+
+
 STEP_BYTES = 64
-"""Of a column, what a program meets at a time: 32 rows or positions, 16 where registers multiply."""
+"""Bytes of a column that a program processes at a time: 16 float32 or 32 bfloat16 rows or positions."""
 
 BLOCK_BYTES = 2048
-"""Of a row, what one program accumulates: the paper's 1,024 numbers, so no score is computed twice."""
+"""Bytes of a row that one program accumulates: 1,024 bfloat16 numbers, the paper's width."""
 
 CHUNK_BYTES = 256
-"""Of a row, what is multiplied at a time to scores: whole cache lines, the next loading meanwhile."""
+"""Bytes of a row that are multiplied at a time into scores: whole cache lines, while the next load."""
 
 WARPS = 8
-"""Of a program. 32 rows of 1,024 float32 sums are then 128 registers a thread, half of what it has."""
+"""Warps of a program. 32 rows of 1,024 float32 sums are then 128 registers per thread, half of them."""
+
+
+class Tiles(NamedTuple):
+    """How the programs divide a batch.
+
+    A tile is four int32 numbers: the first of its strip and one past the last, then the first and one
+    past the last along the strip. Empty tiles (first >= last) pad both lists to a length
+    that the shapes alone give.
+    """
+
+    order: Tensor  # (N,) long, sorts the positions by token
+    positions: Tensor  # (T, 4) places in the sorted order, then rows of the table
+    rows: Tensor  # (T', 4) rows of the table, then places in the sorted order
+
+
+def make_tiles(token_ids: Tensor, bounds: Tensor, n_rows: int) -> Tiles:
+    """Cut a batch of positions with these ids (N,); token t owns the rows bounds[t] : bounds[t + 1].
+
+    n_rows is v, the rows of the whole table. Every token of the vocabulary has a rectangle here, if an
+    empty one, so that the shapes alone give all lengths and the host never waits for the device.
+    """
+    ordered, order = token_ids.sort(stable=True)
+    token = torch.arange(len(bounds), device=ordered.device, dtype=ordered.dtype)
+    edges = torch.searchsorted(ordered, token)  # (V + 1,) where each token's positions begin
+    count = edges.diff()  # (V,)
+    positions = edges[:-1], count
+    rows = bounds[:-1], bounds.diff().where(count > 0, 0)
+    present = min(len(count), len(order))  # tokens, at most
+    return Tiles(
+        order,
+        _cut(positions, rows, POSITIONS, present, len(order)),
+        _cut(rows, positions, ROWS, present, n_rows),
+    )
+
+
+def _cut(
+    across: tuple[Tensor, Tensor],
+    along: tuple[Tensor, Tensor],
+    block: int,
+    present: int,
+    total: int,
+) -> Tensor:
+    """Tiles (T, 4) of G groups, given as (first, size), each (G,), cut across into blocks.
+
+    At most `present` of the sizes across are not zero, and they add up to at most `total`.
+    """
+    # The longest strips first, so that none starts when the other programs end.
+    longest = along[1].argsort(descending=True)
+    (first, size), (begin, way) = ([x[longest] for x in side] for side in (across, along))
+    n_tiles = present + (total - present) // block  # the most there can be
+    n_blocks = (size + block - 1) // block
+    end = n_blocks.cumsum(0)
+    tile = torch.arange(n_tiles, device=size.device)
+    # Beyond the last tile: the last group again, past its end, which is an empty tile.
+    group = torch.searchsorted(end, tile, right=True).clamp(max=len(size) - 1)  # (T,)
+    start = first[group] + (tile - (end - n_blocks)[group]) * block
+    stop = torch.minimum(start + block, (first + size)[group])
+    return torch.stack([start, stop, begin[group], (begin + way)[group]], dim=1).int()
 
 
 def available(device: torch.device) -> bool:
@@ -74,7 +140,7 @@ def available(device: torch.device) -> bool:
 
 
 def attend(query: Tensor, keys: Tensor, values: Tensor, tiles: Tiles) -> Tensor:
-    """softmax(K_t query) V_t for every position, t its token: the lookup of `l3paper.lookup.reference`.
+    """softmax(K_t query) V_t for every position, t its token: as every lookup does.
 
     query (N, d_in), keys (v, d_in), values (v, d_emb) to output (N, d_emb), all of one floating type
     on a device that is `available`. Values that are the keys' very tensor are tied: the gradient of
@@ -114,7 +180,7 @@ class _Attend(torch.autograd.Function):
 
 
 def _launch(kernel, tiles: Tensor, inputs, result: Tensor, **flags: bool) -> None:
-    """Run the kernel on all tiles, with a program a tile and block of the result (., width)."""
+    """Run the kernel on all tiles, one program per (tile, column block) of the result (., width)."""
     query, _, values, *_ = inputs
     width, d_in, d_emb = result.shape[1], query.shape[1], values.shape[1]
     nbytes = query.element_size()
@@ -136,7 +202,7 @@ def _launch(kernel, tiles: Tensor, inputs, result: Tensor, **flags: bool) -> Non
 
 
 def _fit(width: int, most: int) -> int:
-    """A power of two for width numbers: `most` at most, and at least the 16 of a tensor core."""
+    """The power of two that holds `width`, between the 16 of a tensor core and `most`."""
     return min(most, max(16, triton.next_power_of_2(width)))
 
 
@@ -164,7 +230,7 @@ def _forward(
     start, stop, row, row_stop = _tile(tiles, tl.program_id(0) // BLOCKS)
     if start >= stop:
         return
-    positions, real = _positions(order, start, stop, TILE)
+    positions, mask = _positions(order, start, stop, TILE)
     columns = block * BLOCK + tl.arange(0, BLOCK)
     largest = tl.full((TILE,), float("-inf"), logsumexp.dtype.element_ty)
     total = tl.full((TILE,), 0, logsumexp.dtype.element_ty)
@@ -173,7 +239,7 @@ def _forward(
         rows = step + tl.arange(0, STEP)
         own = rows < row_stop
         scores = tl.full((TILE, STEP), 0, largest.dtype)
-        scores = _add_products(scores, query, positions, real, keys, rows, own, D_IN, CHUNK)
+        scores = _add_products(scores, query, positions, mask, keys, rows, own, D_IN, CHUNK)
         scores = tl.where(own[None, :], scores, float("-inf"))
         larger = tl.maximum(largest, tl.max(scores, 1))
         shrink = tl.exp(largest - larger)
@@ -182,9 +248,9 @@ def _forward(
         value = _load(values, rows, own, columns, D_EMB)
         sums = _dot(weights.to(value.dtype), value, sums * shrink[:, None])
         largest = larger
-    _store(output, positions, real, columns, D_EMB, sums / total[:, None])
+    _store(output, positions, mask, columns, D_EMB, sums / total[:, None])
     if block == 0:
-        tl.store(logsumexp + positions, largest + tl.log(total), mask=real)
+        tl.store(logsumexp + positions, largest + tl.log(total), mask=mask)
 
 
 @_jit
@@ -211,32 +277,32 @@ def _grad_query(
     start, stop, row, row_stop = _tile(tiles, tl.program_id(0) // BLOCKS)
     if start >= stop:
         return
-    positions, real = _positions(order, start, stop, TILE)
-    normaliser = tl.load(logsumexp + positions, mask=real, other=0.0)
+    positions, mask = _positions(order, start, stop, TILE)
+    normaliser = tl.load(logsumexp + positions, mask=mask, other=0.0)
     # The scores' gradient is weight * (grad_weight - the mean of grad_weight under the weights), and
     # that mean is grad_output . output. _grad_table, which runs next, reads it too.
     mean = tl.full((TILE,), 0, normaliser.dtype)
     for chunk in range(0, D_EMB, CHUNK):
         columns = chunk + tl.arange(0, CHUNK)
-        grad = _load(grad_output, positions, real, columns, D_EMB).to(mean.dtype)
-        mean += tl.sum(grad * _load(output, positions, real, columns, D_EMB), 1)
+        grad = _load(grad_output, positions, mask, columns, D_EMB).to(mean.dtype)
+        mean += tl.sum(grad * _load(output, positions, mask, columns, D_EMB), 1)
     if block == 0:
-        tl.store(delta + positions, mean, mask=real)
+        tl.store(delta + positions, mean, mask=mask)
     columns = block * BLOCK + tl.arange(0, BLOCK)
     sums = tl.full((TILE, BLOCK), 0, mean.dtype)
     for step in range(row, row_stop, STEP):
         rows = step + tl.arange(0, STEP)
         own = rows < row_stop
         scores = tl.full((TILE, STEP), 0, mean.dtype)
-        scores = _add_products(scores, query, positions, real, keys, rows, own, D_IN, CHUNK)
+        scores = _add_products(scores, query, positions, mask, keys, rows, own, D_IN, CHUNK)
         scores = tl.where(own[None, :], scores, float("-inf"))
         weights = tl.exp(scores - normaliser[:, None])
-        # grad_output . value - mean, one number a score
+        # grad_output . value - mean, one number per score
         gap = tl.full((TILE, STEP), 0, mean.dtype) - mean[:, None]
-        gap = _add_products(gap, grad_output, positions, real, values, rows, own, D_EMB, CHUNK)
+        gap = _add_products(gap, grad_output, positions, mask, values, rows, own, D_EMB, CHUNK)
         key = _load(keys, rows, own, columns, D_IN)
         sums = _dot((weights * gap).to(key.dtype), key, sums)
-    _store(grad_query, positions, real, columns, D_IN, sums)
+    _store(grad_query, positions, mask, columns, D_IN, sums)
 
 
 @_jit
@@ -259,7 +325,7 @@ def _grad_table(
     KEYS: tl.constexpr,
     VALUES: tl.constexpr,
 ):
-    """The gradient through the keys, the values, or both: one table's, whichever it serves as."""
+    """The gradient of one table, through its use as keys, as values, or as both."""
     WIDTH: tl.constexpr = D_IN if KEYS else D_EMB
     BLOCKS: tl.constexpr = (WIDTH + BLOCK - 1) // BLOCK
     block = tl.program_id(0) % BLOCKS
@@ -271,20 +337,20 @@ def _grad_table(
     columns = block * BLOCK + tl.arange(0, BLOCK)
     sums = tl.full((TILE, BLOCK), 0, logsumexp.dtype.element_ty)
     for step in range(start, stop, STEP):
-        positions, real = _positions(order, step, stop, STEP)
-        # Where there is no position, query and grad_output are zero, and add nothing to any row.
-        normaliser = tl.load(logsumexp + positions, mask=real, other=0.0)
+        positions, mask = _positions(order, step, stop, STEP)
+        # Padding has a query and grad_output of zero, which add nothing to any row.
+        normaliser = tl.load(logsumexp + positions, mask=mask, other=0.0)
         scores = tl.full((TILE, STEP), 0, sums.dtype)
-        scores = _add_products(scores, keys, rows, own, query, positions, real, D_IN, CHUNK)
+        scores = _add_products(scores, keys, rows, own, query, positions, mask, D_IN, CHUNK)
         weights = tl.exp(scores - normaliser[None, :])
         if VALUES:
-            grad = _load(grad_output, positions, real, columns, D_EMB)
+            grad = _load(grad_output, positions, mask, columns, D_EMB)
             sums = _dot(weights.to(grad.dtype), grad, sums)
         if KEYS:
-            mean = tl.load(delta + positions, mask=real, other=0.0)
+            mean = tl.load(delta + positions, mask=mask, other=0.0)
             gap = tl.full((TILE, STEP), 0, sums.dtype) - mean[None, :]
-            gap = _add_products(gap, values, rows, own, grad_output, positions, real, D_EMB, CHUNK)
-            asked = _load(query, positions, real, columns, D_IN)
+            gap = _add_products(gap, values, rows, own, grad_output, positions, mask, D_EMB, CHUNK)
+            asked = _load(query, positions, mask, columns, D_IN)
             sums = _dot((weights * gap).to(asked.dtype), asked, sums)
     _store(grad_table, rows, own, columns, WIDTH, sums)
 
@@ -298,40 +364,40 @@ def _tile(tiles, index):
 
 @_jit
 def _positions(order, start, stop, SIZE: tl.constexpr):
-    """The positions at SIZE places of the sorted order, and which of the places come before stop."""
+    """The positions at SIZE places of the sorted order, and a mask of the places before stop."""
     places = start + tl.arange(0, SIZE)
-    real = places < stop
-    return tl.load(order + places, mask=real, other=0), real
+    mask = places < stop
+    return tl.load(order + places, mask=mask, other=0), mask
 
 
 @_jit
-def _load(table, rows, real, columns, WIDTH: tl.constexpr):
-    """table[rows, columns], zero where a row is not real or a column past the width."""
+def _load(table, rows, mask, columns, WIDTH: tl.constexpr):
+    """table[rows, columns], zero where a row is masked or a column is past the width."""
     # In 64 bits: a table may have more than 2^31 numbers.
     places = rows[:, None].to(tl.int64) * WIDTH + columns[None, :]
-    return tl.load(table + places, mask=real[:, None] & (columns < WIDTH)[None, :], other=0.0)
+    return tl.load(table + places, mask=mask[:, None] & (columns < WIDTH)[None, :], other=0.0)
 
 
 @_jit
-def _store(table, rows, real, columns, WIDTH: tl.constexpr, numbers):
+def _store(table, rows, mask, columns, WIDTH: tl.constexpr, numbers):
     """table[rows, columns] = numbers, where _load would load."""
     places = rows[:, None].to(tl.int64) * WIDTH + columns[None, :]
     numbers = numbers.to(table.dtype.element_ty)
-    tl.store(table + places, numbers, mask=real[:, None] & (columns < WIDTH)[None, :])
+    tl.store(table + places, numbers, mask=mask[:, None] & (columns < WIDTH)[None, :])
 
 
 @_jit
-def _add_products(sums, a, a_rows, a_real, b, b_rows, b_real, WIDTH: tl.constexpr, CHUNK: tl.constexpr):
+def _add_products(sums, a, a_rows, a_mask, b, b_rows, b_mask, WIDTH: tl.constexpr, CHUNK: tl.constexpr):
     """sums + a[a_rows] @ b[b_rows].T, a chunk of the width at a time."""
     for chunk in range(0, WIDTH, CHUNK):
         columns = chunk + tl.arange(0, CHUNK)
-        left = _load(a, a_rows, a_real, columns, WIDTH)
-        right = _load(b, b_rows, b_real, columns, WIDTH)
+        left = _load(a, a_rows, a_mask, columns, WIDTH)
+        right = _load(b, b_rows, b_mask, columns, WIDTH)
         sums = _dot(left, tl.trans(right), sums)
     return sums
 
 
 @_jit
 def _dot(a, b, sums):
-    """sums + a @ b, exact products where the type allows."""
+    """sums + a @ b, with exact products if the type allows."""
     return tl.dot(a, b, sums, input_precision="ieee", out_dtype=sums.dtype)

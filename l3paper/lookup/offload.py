@@ -1,7 +1,7 @@
 """L3 tables outside the accelerator: only the rows of a step's tokens travel (paper, section 3).
 
 The rows a layer needs depend on the token ids alone, so their copy starts before the first block and
-is awaited where the layer stands. `offload_tables` keeps whole tables in CPU memory; a `FileTable`
+is awaited at the layer. `offload_tables` keeps whole tables in CPU memory; a `FileTable`
 stays on disk, and only the rows that are needed are ever read.
 
 Files are read, not memory-mapped, so that a process holds the rows that it reads and nothing around
@@ -9,11 +9,14 @@ them. On CUDA the rows are gathered on the CPU first; their transfer then runs b
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+
+from l3paper.lookup.reference import Plan
 
 
 class Table(Protocol):
@@ -23,7 +26,7 @@ class Table(Protocol):
     dtype: torch.dtype
 
     def read(self, ranges: Sequence[tuple[int, int]], out: Tensor) -> None:
-        """Write the rows first : last of every range into `out`, range after range."""
+        """Write the rows first : last of every range into `out`, one range after the other."""
 
 
 class MemoryTable:
@@ -66,22 +69,34 @@ class Rows(NamedTuple):
     keys: Tensor
     values: Tensor
     ready: torch.cuda.Event | None
-    """What to wait for before the tensors are used; None where they are there already."""
+    """What to wait for before the tensors are used; None if they are there already."""
 
-    def wait(self) -> None:
-        """Let the current stream wait for the copy."""
+    def wait(self) -> tuple[Tensor, Tensor]:
+        """Let the current stream wait for the copy; the keys and the values."""
         if self.ready is not None:
             here = torch.cuda.current_stream(self.keys.device)
             here.wait_event(self.ready)
             for tensor in self[:4]:
                 tensor.record_stream(here)
+        return self.keys, self.values
+
+
+@dataclass(eq=False)
+class StoredPlan(Plan):
+    """A plan that brings the rows along: their copy has started, and is awaited at the lookup."""
+
+    rows: Rows
+
+    @property
+    def tables(self) -> tuple[Tensor, Tensor]:
+        return self.rows.wait()
 
 
 class RowStore:
-    """Tables that stay where they are, and hand out copies of rows.
+    """Tables that stay where they are; copies of single rows leave them.
 
-    `keys` (v, d_in) and `values` (v, d_emb) are one and the same where they are tied; bounds (V + 1,).
-    `rows_read` counts the rows that were handed out, the key and the value of a row counting once.
+    `keys` (v, d_in) and `values` (v, d_emb) are the same object if they are tied; bounds (V + 1,).
+    `rows_read` counts the rows that were copied; the key and the value of a row count once.
     """
 
     def __init__(self, keys: Table, values: Table, bounds: Tensor, device: torch.device):
@@ -92,7 +107,7 @@ class RowStore:
 
     @property
     def row_bytes(self) -> int:
-        """Of one row's key and value."""
+        """Bytes of one row's key and value."""
         tables = {id(table): table for table in (self.keys, self.values)}
         return sum(table.shape[1] * table.dtype.itemsize for table in tables.values())
 
@@ -125,7 +140,7 @@ class RowStore:
 def offload_tables(model: nn.Module, device: torch.device | str) -> nn.Module:
     """Move a GPT to `device` for inference, its L3 tables to CPU memory, and return it.
 
-    The tables are no parameters any more: neither an optimizer nor a state dict sees them.
+    The tables are not parameters any more: neither an optimizer nor a state dict sees them.
     """
     device = torch.device(device)
     for layer in model.l3_layers.values():

@@ -1,35 +1,27 @@
-"""Execute the notebooks in order and keep their outputs: `python -m l3paper.notebooks [01 ...]`.
+"""Execute a notebook and keep its outputs.
 
 Outputs are written without timings, paths or the machine's metadata, so that running a notebook
-again changes only what it computed. A digest of what went in makes stale outputs detectable.
+again changes only what it computed. A digest of what they depend on makes stale outputs detectable.
 """
 
-import argparse
 import hashlib
-import os
 import re
-import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError as CellExecutionError
 from nbformat import NotebookNode
 
 from l3paper.files import atomic_write
 from l3paper.records import RECORDS
-from l3paper.training.config import PRESETS
-
-_READERS = b"l3paper.experiments", b"l3paper.insight.record"
-"""Modules that read recorded runs."""
-
-NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
+from l3paper.training.config import PRESETS, TrainConfig
 
 
 def execute(path: Path) -> float:
-    """Run a notebook in a fresh kernel and write its outputs back into it; the seconds it took.
+    """Run a notebook in a fresh kernel and write its outputs back into it; return the seconds it took.
 
     Its exercises' solutions run behind it, each against its checker, and leave no trace.
     Raises CellExecutionError, and leaves the file alone, when a cell or a solution fails.
@@ -76,42 +68,15 @@ def solutions(notebook: NotebookNode) -> list[str]:
     ]
 
 
-def digest(notebook: NotebookNode) -> str:
-    """SHA-256 of a notebook's code and solutions, the presets and, where it reads any, recorded runs.
+def digest(
+    notebook: NotebookNode, presets: Mapping[str, TrainConfig] = PRESETS, records: Path = RECORDS
+) -> str:
+    """SHA-256 of what outputs depend on: the notebook's code and solutions, presets, recorded runs.
 
-    That is what outputs depend on. The rest of the package is left out: its tests, and the asserts in
-    every notebook, watch over that.
+    Every record counts, whether or not this notebook reads it. The rest of the package does not: its
+    tests, and the asserts in every notebook, watch over that.
     """
-    parts = [cell.source.encode() for cell in notebook.cells if cell.cell_type == "code"]
-    parts += [code.encode() for code in solutions(notebook)]
-    parts.append(repr(PRESETS).encode())
-    if any(module in part for part in parts for module in _READERS):
-        parts += [path.read_bytes() for path in sorted(RECORDS.rglob("*.json"))]
-    joined = hashlib.sha256()
-    for part in parts:
-        joined.update(len(part).to_bytes(8, "little") + part)
-    return joined.hexdigest()
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line: one progress line a notebook; exit code 1 when a cell fails."""
-    parser = argparse.ArgumentParser(
-        prog="python -m l3paper.notebooks",
-        description="Execute the notebooks in order, rewriting their outputs and figures/*.png.",
-    )
-    parser.add_argument(
-        "numbers", nargs="*", metavar="NN", help="only these, such as 01 (default: all)"
-    )
-    numbers = parser.parse_args(arguments).numbers
-    paths = [p for p in sorted(NOTEBOOKS.glob("*.ipynb")) if not numbers or p.name[:2] in numbers]
-    if missing := set(numbers) - {p.name[:2] for p in paths}:
-        parser.error(f"no notebook begins with {', '.join(sorted(missing))}")
-    os.environ["L3_FIGURES"] = str(NOTEBOOKS.parent / "figures")  # the kernels inherit it
-    for i, path in enumerate(paths, start=1):
-        print(f"[{i}/{len(paths)}] {path.name} ... ", end="", flush=True)
-        try:
-            print(f"{execute(path):.0f} s", flush=True)
-        except CellExecutionError as error:
-            print(f"failed\n{error}", file=sys.stderr)
-            return 1
-    return 0
+    parts = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    parts += [*solutions(notebook), repr(presets)]
+    parts += [path.read_text(encoding="utf-8") for path in sorted(records.rglob("*.json"))]
+    return hashlib.sha256(repr(parts).encode()).hexdigest()

@@ -1,13 +1,14 @@
 """One style for every figure and table, and the one place that saves figures.
 
-`save` writes files only where $L3_FIGURES names a folder, as `make figures` does: running a notebook,
-or its test, leaves the committed figures alone.
+`save` writes files only if $L3_FIGURES names a folder, as in `make figures`: running a notebook, or
+its test, leaves the committed figures alone.
 """
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 from IPython import get_ipython
@@ -18,12 +19,11 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
-from l3paper.experiments.claims import Gain
 from l3paper.files import atomic_write
 from l3paper.records import markdown
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito (2008): tellable apart with any common form of colour blindness."""
+"""Okabe and Ito (2008): colours that differ for people with any common form of colour blindness."""
 
 DENSE, L3 = COLOURS[0], COLOURS[1]
 """The same model has the same colour in all figures."""
@@ -50,16 +50,16 @@ _STYLE = {
 
 
 def figure(columns: int = 1, rows: int = 1, width: float = 8.0, height: float = 4.2):
-    """A figure in the house style and its axes: one, or an array of rows x columns."""
+    """Return a figure in this style and its axes: one, or an array of rows x columns."""
     plt.rcParams.update(_STYLE)
     return plt.subplots(rows, columns, figsize=(width, height))
 
 
 def save(fig: Figure, name: str) -> None:
-    """Finish a figure: display it in the notebook, and write figures/NAME.png where asked to.
+    """Display a figure in the notebook, write it to $L3_FIGURES/NAME.png if that is set, and close it.
 
-    It is asked to where $L3_FIGURES names a folder. Both get the same image, reduced to tints of the
-    house colours: a quarter of the usual size, which keeps notebooks light. The figure is closed.
+    Both get the same image, reduced to tints of COLOURS: a quarter of the usual size, which keeps
+    notebooks small.
     """
     raw, small = io.BytesIO(), io.BytesIO()
     fig.savefig(raw, format="png")
@@ -74,10 +74,10 @@ def save(fig: Figure, name: str) -> None:
 
 
 def _tints() -> Image.Image:
-    """A palette image: every colour mixed with white in eleven steps, and greys."""
+    """A palette image: every colour mixed with white in eleven steps, and 32 greys."""
     mixes = [(c, step / 11) for c in COLOURS[:-1] for step in range(11)]
     numbers = [round(255 * ((1 - w) * x + w)) for c, w in mixes for x in to_rgb(c)]
-    numbers += [grey for i in range(32) for grey in [round(255 * i / 31)] * 3]
+    numbers += [round(255 * i / 31) for i in range(32) for _ in "RGB"]
     palette = Image.new("P", (1, 1))
     palette.putpalette(numbers)
     return palette
@@ -86,16 +86,18 @@ def _tints() -> Image.Image:
 def band(
     ax: Axes, x: Sequence[float], runs: Sequence[Sequence[float]], colour: str, label: str
 ) -> None:
-    """The mean of several runs as a line, their smallest to largest value as a band around it."""
-    means = [sum(values) / len(values) for values in zip(*runs, strict=True)]
-    ax.plot(x, means, color=colour, label=label)
-    low = [min(values) for values in zip(*runs, strict=True)]
-    high = [max(values) for values in zip(*runs, strict=True)]
+    """Draw the mean of several runs as a line, and a band from their smallest to largest value."""
+    points = list(zip(*runs, strict=True))
+    ax.plot(x, [sum(values) / len(values) for values in points], color=colour, label=label)
+    low, high = [min(values) for values in points], [max(values) for values in points]
     ax.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
 
 
-def intervals(ax: Axes, gains: dict[str, Gain], colour: str) -> None:
-    """A line a gain, the first on top: its 95 % interval, a mark a seed, and a bar at the mean."""
+def intervals(ax: Axes, gains: Mapping[str, Any], colour: str) -> None:
+    """Draw one line per gain, the first on top: its interval, a mark per seed, and a bar at the mean.
+
+    A gain has the attributes `mean`, `low`, `high` and `by_seed`; its key labels the line.
+    """
     for place, gain in enumerate(gains.values()):
         ax.plot([gain.low, gain.high], [place, place], color=colour, alpha=0.35, linewidth=5)
         ax.plot(gain.by_seed, [place] * len(gain.by_seed), "o", color=colour, markersize=5)
@@ -106,5 +108,5 @@ def intervals(ax: Axes, gains: dict[str, Gain], colour: str) -> None:
 
 
 def table(*rows: Sequence[object]) -> Markdown:
-    """A table to show in a notebook; the first row is its head."""
+    """Return a table that a notebook displays; the first row is its head."""
     return Markdown(markdown(rows))

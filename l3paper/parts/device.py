@@ -1,6 +1,8 @@
 """Where models compute, how precisely, and what is never compiled."""
 
+import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import wraps
 
 import torch
@@ -36,3 +38,10 @@ def eager(function: Callable) -> Callable:
         return function(*arguments, **options)
 
     return call
+
+
+def uncompiled() -> AbstractContextManager:
+    """A context in which compiled modules run as they are written, hooks included."""
+    # Without the compiler in memory nothing is compiled, and importing it would take a second.
+    compiler = "torch._dynamo" in sys.modules
+    return torch.compiler.set_stance("force_eager") if compiler else nullcontext()

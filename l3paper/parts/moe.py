@@ -10,6 +10,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from l3paper.errors import at_least
 from l3paper.parts.device import eager
 
 BALANCE_WEIGHT = 0.01
@@ -47,9 +48,7 @@ class MoE(nn.Module):
 
     def __init__(self, n_embd: int, n_experts: int, experts_per_token: int, expert_width: int):
         super().__init__()
-        for name, size in dict(n_embd=n_embd, n_experts=n_experts, expert_width=expert_width).items():
-            if size < 1:
-                raise ValueError(f"{name} is {size}; it must be at least 1")
+        at_least(1, n_embd=n_embd, n_experts=n_experts, expert_width=expert_width)
         if not 1 <= experts_per_token <= n_experts:
             raise ValueError(
                 f"experts_per_token is {experts_per_token}; it must be 1 .. n_experts = {n_experts}"
@@ -62,11 +61,11 @@ class MoE(nn.Module):
         self.auxiliary = self.load = None
         self.reset_parameters()
 
-    def reset_parameters(self) -> None:
-        """Draw every parameter anew; the output projections start at zero, so the layer is a no-op."""
-        nn.init.normal_(self.router.weight, std=ROUTER_STD)
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draw every parameter again; the output projections start at zero, so it adds nothing."""
+        nn.init.normal_(self.router.weight, std=ROUTER_STD, generator=generator)
         for fc, proj in zip(self.c_fc, self.c_proj, strict=True):
-            nn.init.normal_(fc, std=fc.shape[1] ** -0.5)
+            nn.init.normal_(fc, std=fc.shape[1] ** -0.5, generator=generator)
             nn.init.zeros_(proj)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -3,10 +3,10 @@
 import torch
 
 from l3paper.allocation import ALLOCATIONS, allocation_to_bounds
-from l3paper.costs.accounting import STAND_INS, Accounting, account, weighted_mean_rows
+from l3paper.costs.accounting import Accounting, account, weighted_mean_rows
+from l3paper.costs.equal import STAND_INS
 from l3paper.data.streams import TokenizedCorpus
-from l3paper.gpt import GPT
-from l3paper.parts.gpt_config import GPTConfig
+from l3paper.gpt import GPT, GPTConfig
 from l3paper.training.config import TrainConfig
 
 _allocations: dict[tuple, list[int]] = {}

@@ -4,9 +4,11 @@ import argparse
 import math
 import os
 from dataclasses import dataclass, field, fields, replace
+from typing import get_args
 
 from l3paper.allocation import ALLOCATIONS
-from l3paper.costs.accounting import STAND_INS
+from l3paper.costs.equal import STAND_INS
+from l3paper.errors import at_least, at_most, one_of
 from l3paper.gpt import GPTConfig
 from l3paper.parts.variants import VARIANTS
 
@@ -16,7 +18,20 @@ def _option(default, help):
 
 
 MOST = 2**31 - 1
-"""For every whole number of a configuration."""
+"""The most that any integer of a configuration may be."""
+
+_LEAST = {
+    1: [
+        "depth",
+        "sequence_len",
+        "batch_size",
+        "accumulate",
+        "num_iterations",
+        "eval_every",
+        "eval_tokens",
+    ],
+    0: ["n_embd", "n_head", "n_kv_head", "l3_n_emb", "seed"],
+}
 
 
 @dataclass(frozen=True)
@@ -27,17 +42,17 @@ class TrainConfig:
     data_bytes: int | None = _option(None, "read only that many bytes of text; hf: needs it")
     vocab_size: int = _option(4096, "tokens of the byte-level BPE")
     depth: int = _option(4, "decoder blocks")
-    n_embd: int = _option(0, "width; 0 for 32 a block")
-    n_head: int = _option(0, "attention heads; 0 for one every 32 of the width")
+    n_embd: int = _option(0, "width; 0 for 32 per block")
+    n_head: int = _option(0, "attention heads; 0 for one per 32 of the width")
     n_kv_head: int = _option(0, "heads of keys and values; 0 for n_head")
     sequence_len: int = _option(128, "tokens the model sees at once")
-    batch_size: int = _option(16, "sequences a step")
-    accumulate: int = _option(1, "passes a step, each with an equal part of the batch")
+    batch_size: int = _option(16, "sequences per step")
+    accumulate: int = _option(1, "passes per step, each with an equal part of the batch")
     num_iterations: int = _option(1000, "steps")
     l3_after_layers: str | None = _option(
-        None, "blocks, from 0, with an L3 layer behind: '1,3'; '' for none; by default depth // 2"
+        None, "blocks, from 0, that an L3 layer follows: '1,3'; '' for none; by default depth // 2"
     )
-    l3_n_emb: int = _option(0, "rows of each L3 table; 0 for 4 a token of the vocabulary")
+    l3_n_emb: int = _option(0, "rows of each L3 table; 0 for 4 per token of the vocabulary")
     l3_d_up: int = _option(0, "width after the up-projection; 0 for 4 * n_embd")
     l3_k_max: int = _option(64, "most rows one token may own")
     l3_untied: bool = _option(False, "separate tables for keys and values")
@@ -51,48 +66,31 @@ class TrainConfig:
     table_lr: float = _option(0.003, "learning rate of the L3 tables, at width 768")
     router_lr: float = _option(0.01, "learning rate of the routers of an MoE, at width 768")
     clip: float = _option(0.0, "largest norm of all gradients together; 0 for no limit")
-    overfit_batch: bool = _option(False, "train on the first batch again and again, to find faults")
+    overfit_batch: bool = _option(False, "train on the first batch at every step, to find faults")
     eval_every: int = _option(100, "steps between evaluations on the held-out documents")
     eval_tokens: int = _option(32768, "held-out tokens each of those takes; the last takes all")
-    words: str = _option("", "a .txt file, such as WikiText-2's, to take the perplexity by the word on")
-    seed: int = _option(0, "of the initialisation and the batches")
+    words: str = _option("", "a .txt file, such as WikiText-2's, whose perplexity per word is measured")
+    seed: int = _option(0, "seed of the initialisation and the batches")
     shard: bool = _option(False, "under torchrun: divide the L3 tables among the processes by rows")
     compile: bool = _option(
-        False, "compile blocks, L3 layers and the loss: faster on a GPU, slow to begin"
+        False, "compile blocks, L3 layers and the loss: faster on a GPU, slow to start"
     )
     device: str = _option("auto", "cpu, cuda, or auto for whichever is there; CUDA runs in bfloat16")
 
     def __post_init__(self):
-        for name, value in vars(self).items():
-            if isinstance(value, int) and value > MOST:
-                raise ValueError(f"{name} is {value}; it must be at most {MOST}")
-        for name in (
-            "depth",
-            "sequence_len",
-            "batch_size",
-            "accumulate",
-            "num_iterations",
-            "eval_every",
-            "eval_tokens",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("n_embd", "n_head", "n_kv_head", "l3_n_emb", "seed"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0")
+        settings = vars(self)
+        at_most(MOST, **{name: value for name, value in settings.items() if isinstance(value, int)})
+        for least, names in _LEAST.items():
+            at_least(least, **{name: settings[name] for name in names})
         for name, most in (("lr_scale", 1e30), ("table_lr", 1e3), ("router_lr", 1e3)):
-            if not 0 < getattr(self, name) <= most:
+            if not 0 < settings[name] <= most:
                 raise ValueError(
-                    f"{name} is {getattr(self, name)}; it must be above 0 and finite, at most {most:g}"
+                    f"{name} is {settings[name]}; it must be above 0 and finite, at most {most:g}"
                 )
         if not 0 <= self.clip < math.inf:
             raise ValueError(f"clip is {self.clip}; it must be at least 0 and finite")
-        if self.l3_allocation not in ALLOCATIONS:
-            raise ValueError(
-                f"l3_allocation is {self.l3_allocation!r}; choose one of {', '.join(ALLOCATIONS)}"
-            )
-        if self.stand_in not in ("", *STAND_INS):
-            raise ValueError(f"stand_in is {self.stand_in!r}; choose one of {', '.join(STAND_INS)}")
+        one_of(ALLOCATIONS, l3_allocation=self.l3_allocation)
+        one_of(("", *STAND_INS), stand_in=self.stand_in)
         model = self.model_config()  # which has checks of its own
         if model.l3_blocks and model.l3_n_emb > self.vocab_size * self.l3_k_max:
             raise ValueError(
@@ -103,8 +101,13 @@ class TrainConfig:
             raise ValueError(f"stand_in is {self.stand_in!r}, but there is no L3 model to stand in for")
 
     @property
+    def tokens_per_step(self) -> int:
+        """Training tokens of one step, all passes and processes together."""
+        return self.batch_size * self.sequence_len
+
+    @property
     def kind(self) -> str:
-        """What is trained, for file names: dense, l3, or what stands in for L3."""
+        """The kind of model, for file names: dense, l3, or the model that stands in for L3."""
         return self.stand_in or ("l3" if self.model_config().l3_blocks else "dense")
 
     def model_config(self) -> GPTConfig:
@@ -153,10 +156,9 @@ PRESETS = {
 
 
 def preset_name(default: str = "smoke") -> str:
-    """$L3_PRESET or `default`; ValueError where that is none of the presets."""
-    name = os.environ.get("L3_PRESET", default)
-    if name not in PRESETS:
-        raise ValueError(f"L3_PRESET is {name!r}; choose one of {', '.join(PRESETS)}")
+    """Return $L3_PRESET, or `default` if that is unset or empty; ValueError if it is not a preset."""
+    name = os.environ.get("L3_PRESET") or default
+    one_of(list(PRESETS), L3_PRESET=name)
     return name
 
 
@@ -177,7 +179,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         if option.type is bool:
             parser.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=text)
             continue
-        kind = next(t for t in (int, float, str) if t.__name__ in str(option.type))
+        (kind,) = {*get_args(option.type), option.type} & {int, float, str}
         parser.add_argument(
             flag,
             type=kind,

@@ -81,8 +81,8 @@ def joined(device_name: str) -> Iterator[tuple[Group, torch.device]]:
         dist.destroy_process_group()
 
 
-def speaks() -> bool:
-    """Whether this process, of those that torchrun started, is the one to write and to print."""
+def is_rank_zero() -> bool:
+    """Whether this process, of those that torchrun started, is the one that writes and prints."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
@@ -103,9 +103,12 @@ def parallel(model: GPT, group: Group, shard: bool) -> nn.Module:
             fully_shard(layer, mesh=mesh, reshard_after_forward=False, ignored_params=own)
         else:
             layer.lookup = SharedLookup(group)
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, model.table_names())
+    # Tables have an exchange of their own; buffers (bounds, angles) are equal everywhere and never
+    # change.
+    ignored = [*model.table_names(), *(name for name, _ in model.named_buffers())]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, ignored)
     unused = bool(model.config.n_experts)  # an expert that no position chose has no gradient
-    return DistributedDataParallel(model, find_unused_parameters=unused, broadcast_buffers=False)
+    return DistributedDataParallel(model, find_unused_parameters=unused)
 
 
 def exchange(forward: nn.Module, now: bool) -> AbstractContextManager:
@@ -137,7 +140,7 @@ class SharedLookup:
     def gather(self, x: Tensor) -> Tensor:
         """The rows (n, ...) of all processes, (size * n, ...), in the order of their ranks."""
         everything = x.new_empty(self.group.size * len(x), *x.shape[1:])
-        dist.all_gather_into_tensor(everything, x.contiguous())
+        dist.all_gather(list(everything.chunk(self.group.size)), x.contiguous())
         self.bytes_sent += (self.group.size - 1) * x.nbytes
         return everything
 
@@ -182,10 +185,10 @@ def limit_gradients(model: nn.Module, most: float) -> Tensor:
     return norm
 
 
-def whole(tensors: dict[str, Tensor], keep: bool = True) -> dict[str, Tensor]:
-    """With every sharded tensor put together in CPU memory; nothing in processes that do not keep it.
+def unsharded(tensors: dict[str, Tensor], keep: bool = True) -> dict[str, Tensor]:
+    """Every sharded tensor gathered in CPU memory; nothing in processes that do not keep it.
 
-    All processes must ask at the same time.
+    All processes must call this at the same time.
     """
     found = {}
     for name, tensor in tensors.items():
@@ -196,8 +199,8 @@ def whole(tensors: dict[str, Tensor], keep: bool = True) -> dict[str, Tensor]:
     return found
 
 
-def divided_like(tensor: Tensor, other: Tensor) -> Tensor:
-    """A tensor that every process has whole, sharded as another of its shape is, if that is."""
+def sharded_like(tensor: Tensor, other: Tensor) -> Tensor:
+    """A tensor that every process holds in full, sharded as `other` is, if that is sharded."""
     if not isinstance(other, DTensor) or tensor.shape != other.shape:
         return tensor
     return distribute_tensor(tensor.to(other.device), other.device_mesh, other.placements)

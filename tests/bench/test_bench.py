@@ -7,41 +7,47 @@ import pytest
 import torch
 
 from helpers import make_inputs
-from l3paper.bench import correctness
-from l3paper.bench import lookup as bench
-from l3paper.bench.lookup import SETTINGS, flex, main
+from l3paper.bench.__main__ import main
+from l3paper.bench.correctness import check_lookups
+from l3paper.bench.lookup import SETTINGS, bench_allocation, bench_lookup, bench_optimizer, flex
+from l3paper.bench.report import tables
 from l3paper.bench.training import SIZES
 from l3paper.costs.accounting import account
-from l3paper.experiments.catalogue import EXPERIMENTS, without_and_with
-from l3paper.lookup.reference import LOOKUPS, loop
-from l3paper.training.config import PRESETS
+from l3paper.experiments.catalogue import EXPERIMENTS
+from l3paper.lookup import LOOKUPS, loop
 
 CPU = torch.device("cpu")
+ONCE = ["--repeats", "1"]
 
 
-def test_lookup_table_and_record(corpus, tmp_path, capsys):
-    path = tmp_path / "lookup.json"
-    flags = ["lookup", "--setting", "smoke", "--repeats", "1", "--device", "cpu"]
-    assert main([*flags, "--json", str(path)]) == 0
-    printed = capsys.readouterr().out.splitlines()
-    record = json.loads(path.read_text())
-    names = [row["lookup"] for row in record["results"]]
-    assert names[-2:] == ["grouped", "sum of the floors"]
-    assert len(printed) == 1 + len(names)
+def recorded(path, *flags):
+    """The record of a benchmark on the CPU."""
+    assert main([*flags, "--device", "cpu", "--json", str(path)]) == 0
+    return json.loads(path.read_text())
+
+
+def test_lookup_table_and_record(corpus, tmp_path, capfd):
+    record = recorded(tmp_path / "lookup.json", "lookup", "--setting", "smoke", *ONCE)
+    said = capfd.readouterr()
+    assert said.err == ""
+    printed = said.out.splitlines()
+    by_name = {row["lookup"]: row for row in record["results"]}
+    assert list(by_name)[-2:] == ["grouped", "sum of the floors"]
+    assert len(printed) == 1 + len(by_name)
     assert printed[0].endswith("times grouped")
     assert record["setting"]["positions"] == SETTINGS["smoke"].positions
-    by_name = {row["lookup"]: row for row in record["results"]}
+    assert record["setting"]["dtype"] == "float32"
+    assert record["corpus"] == {"name": "stdlib", "sha256": corpus.sha256}
     assert by_name["grouped"]["times_grouped"] == 1
     assert by_name["grouped"]["peak_bytes"] < by_name["padded"]["peak_bytes"]
     assert 0 < by_name["sum of the floors"]["seconds"] < by_name["padded"]["seconds"]
 
 
-def test_padded_is_left_out_where_it_does_not_fit(corpus, monkeypatch, capsys):
-    monkeypatch.setattr(bench, "memory_size", lambda device: 1_000_000)
-    names = [row["lookup"] for row in bench.bench_lookup(SETTINGS["smoke"], 1, CPU)]
-    assert "padded" not in names
-    assert "grouped" in names
-    assert "padded is left out: its gathers would need" in capsys.readouterr().err
+def test_padded_is_left_out_if_it_does_not_fit(corpus, capsys):
+    results = bench_lookup("smoke", 1, CPU, "bfloat16", memory=1_000_000)
+    assert "padded is left out: it would gather" in capsys.readouterr().err
+    assert "padded" not in {row["lookup"] for row in results}
+    assert all(row["seconds"] > 0 for row in results)
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without")
@@ -54,47 +60,34 @@ def test_flex_attention_computes_the_same_lookup(tied):
     torch.testing.assert_close(flex(*inputs), loop(*inputs))
 
 
-def test_optimizer_compares_the_ways_to_update(corpus, capsys):
-    results = bench.bench_optimizer(SETTINGS["smoke"], 1, CPU)
-    by_name = {row["update"]: row for row in results}
+def test_optimizer_compares_the_ways_to_update(corpus):
+    by_name = {row["update"]: row for row in bench_optimizer("smoke", 1, CPU)}
     assert by_name["AdamW, fused"]["times_fused"] == 1
     touched = by_name["SparseAdam, touched rows only"]["rows"]
     assert 0 < touched < by_name["AdamW"]["rows"] == SETTINGS["smoke"].n_emb
-    assert main(["optimizer", "--setting", "smoke", "--repeats", "1", "--device", "cpu"]) == 0
-    assert "times fused" in capsys.readouterr().out
 
 
-def test_lookup_in_bfloat16(corpus):
-    results = bench.bench_lookup(SETTINGS["smoke"], 1, CPU, torch.bfloat16)
-    assert all(row["seconds"] > 0 for row in results)
-
-
-def test_train_step_compares_with_dense(corpus, capsys):
-    results = bench.bench_train_step(without_and_with(PRESETS["smoke"]), 1, CPU)
+def test_train_step_compares_with_dense(corpus, tmp_path, capsys):
+    results = recorded(tmp_path / "step.json", "train-step", "--preset", "smoke", *ONCE)["results"]
+    assert "optimizer share" in capsys.readouterr().out
     assert [row["model"] for row in results] == ["dense", "L3"]
     assert results[0]["speed_of_dense"] == 1
     assert all(0 < row["optimizer_share"] < 1 for row in results)
-    assert main(["train-step", "--preset", "smoke", "--repeats", "1", "--device", "cpu"]) == 0
-    assert "optimizer share" in capsys.readouterr().out
 
 
 def test_train_step_times_every_model_of_the_main_comparison(tmp_path):
-    record = tmp_path / "steps.json"
-    flags = ["--experiment", "main", "--preset", "smoke", "--repeats", "1", "--device", "cpu"]
-    assert main(["train-step", *flags, "--json", str(record)]) == 0
-    written = json.loads(record.read_text())
-    assert [row["model"] for row in written["results"]] == list(
-        EXPERIMENTS["main"].configs("smoke", "stdlib")
+    record = recorded(
+        tmp_path / "steps.json", "train-step", "--experiment", "main", "--preset", "smoke", *ONCE
     )
-    assert written["setting"] == {"experiment": "main", "preset": "smoke"}
+    configs = EXPERIMENTS["main"].configs("smoke", "stdlib")
+    assert [row["model"] for row in record["results"]] == list(configs)
+    assert record["setting"].items() >= {"experiment": "main", "preset": "smoke"}.items()
 
 
 def test_throughput_accounts_for_a_step(tmp_path, capsys):
-    record = tmp_path / "throughput.json"
-    flags = ["throughput", "--repeats", "1", "--device", "cpu", "--json", str(record)]
-    assert main(flags) == 0
-    written = json.loads(record.read_text())
-    rows, config = written["results"], SIZES["smoke"]
+    rows = recorded(tmp_path / "throughput.json", "throughput", *ONCE)["results"]
+    assert "optimizer share" in capsys.readouterr().out
+    config = SIZES["smoke"]
     assert [row["model"] for row in rows] == ["dense", "L3", "L3, two layers"]
     assert rows[0]["speed_of_dense"] == 1
     assert rows[0]["lookup_share"] == rows[0]["projections_share"] == 0
@@ -106,10 +99,12 @@ def test_throughput_accounts_for_a_step(tmp_path, capsys):
         tokens = row["seconds"] * row["tokens_per_second"]
         assert tokens == pytest.approx(config.batch_size * config.sequence_len)
         assert row["utilisation"] > 0
-    for operations in written["profile"].values():
-        assert any("mm" in row["operation"] for row in operations)
-        assert 0 < sum(row["share"] for row in operations) <= 1.001
-    assert "optimizer share" in capsys.readouterr().out
+        assert any("mm" in one["operation"] for one in row["profile"])
+        assert 0 < sum(one["share"] for one in row["profile"]) <= 1.001
+    speeds, *profiles = tables(tmp_path).values()
+    assert [row[0] for row in speeds] == ["model", *(row["model"] for row in rows)]
+    assert "profile" not in speeds[0]
+    assert len(profiles) == len(rows)
 
 
 @pytest.mark.parametrize(("size", "least", "most"), [("100M", 95e6, 125e6), ("400M", 380e6, 440e6)])
@@ -118,27 +113,23 @@ def test_sizes_are_what_they_are_called(size, least, most):
     assert least < account(config.model_config(), mean_rows=30).active_parameters < most
 
 
-def test_correctness_finds_a_wrong_lookup(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(correctness, "ALLOCATIONS", ([1, 40, 7],))
-    flags = ["correctness", "--device", "cpu", "--json", str(tmp_path / "c.json")]
-    assert main(flags) == 0
-    right = capsys.readouterr().out
-    assert "WRONG" not in right
-    assert all(
-        name in right for name in ("grouped", "padded", "blocked", "bfloat16", "gradient of keys")
-    )
-    monkeypatch.setitem(LOOKUPS, "padded", lambda *inputs: 1.1 * loop(*inputs))
-    assert main(flags) == 1
-    wrong = [
-        row
-        for row in json.loads((tmp_path / "c.json").read_text())["results"]
-        if row["verdict"] != "right"
-    ]
-    assert {row["lookup"] for row in wrong} == {"padded"}
+def test_correctness_finds_a_wrong_lookup():
+    lookups = LOOKUPS | {"wrong": lambda *inputs: 1.1 * loop(*inputs)}
+    results = check_lookups(CPU, lookups, [[1, 40, 7]])
+    assert {row["lookup"] for row in results} == lookups.keys() - {"loop"}
+    assert {row["type"] for row in results} == {"float64", "float32", "bfloat16"}
+    assert {row["lookup"] for row in results if row["verdict"] != "right"} == {"wrong"}
+    assert all(row["verdict"] == "WRONG" for row in results if row["lookup"] == "wrong")
+
+
+def test_correctness_reads_no_text(tmp_path):
+    record = recorded(tmp_path / "correctness.json", "correctness")
+    assert "corpus" not in record
+    assert {row["verdict"] for row in record["results"]} == {"right"}
 
 
 def test_allocation_counts_tokens(corpus):
-    scan, give = bench.bench_allocation(repeats=1)
+    scan, give = bench_allocation(1, CPU)
     assert scan["tokens_per_second"] == pytest.approx(len(corpus.train) / scan["seconds"])
     assert give["seconds"] < scan["seconds"]
 
@@ -148,13 +139,22 @@ def test_allocation_counts_tokens(corpus):
     [
         (["lookup", "--repeats", "0"], "repeats is 0; it must be at least 1"),
         (["lookup", "--device", "abacus"], "device is 'abacus'"),
-        (["lookup", "--setting", "huge"], "invalid choice: 'huge'"),
-        (["nothing"], "invalid choice: 'nothing'"),
         (["lookup", "--json", "."], "'.' cannot be written"),
     ],
 )
-def test_bad_flags(flags, message, capsys):
+def test_bad_values(flags, message, capsys):
+    assert main(flags) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("python -m l3paper.bench: error: ")
+    assert message in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "flags", [["nothing"], ["lookup", "--setting", "huge"], ["optimizer", "--sweep"]]
+)
+def test_unknown_flags(flags, capsys):
     with pytest.raises(SystemExit) as exit_:
         main(flags)
     assert exit_.value.code == 2
-    assert message in capsys.readouterr().err
+    assert flags[-1] in capsys.readouterr().err

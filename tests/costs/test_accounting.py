@@ -9,13 +9,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from l3paper import GPT, GPTConfig, allocation_to_bounds
-from l3paper.costs.accounting import (
-    account,
-    match_deeper,
-    match_moe,
-    match_wider,
-    weighted_mean_rows,
-)
+from l3paper.costs.accounting import account, weighted_mean_rows
+from l3paper.costs.equal import match_deeper, match_moe, match_wider
 from l3paper.lookup.reference import loop
 from l3paper.parts.variants import VARIANTS
 

@@ -1,7 +1,9 @@
 """The byte-level BPE: nothing is lost, nothing is unknown, and training is repeatable."""
 
 import json
+import signal
 import time
+from itertools import repeat
 
 import numpy as np
 import pytest
@@ -86,11 +88,56 @@ def test_a_word_of_megabytes_does_not_hold_training_up():
     assert time.perf_counter() - begin < 60  # uncut, it takes several minutes
 
 
+def test_long_texts_have_the_tokens_that_they_have_uncut(tokenizer):
+    random = np.random.default_rng(0)
+    parts = [
+        "the",
+        " cat",
+        "\n",
+        "\n\n",
+        "  ",
+        "\t",
+        "niño",
+        " 12",
+        "!",
+        ".\n    ",
+        "\r\n",
+        "\u2003",
+        "\x1c",
+    ]
+    text = "".join(random.choice(parts, 30_000))
+    assert encode_documents(tokenizer, [text])[1:].tolist() == tokenizer.encode(text).ids
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="Windows has no timers")
+def test_a_signal_ends_training_at_once():
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.5)
+    begin = time.perf_counter()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train_tokenizer(repeat("the cat and the hat\n" * 1000), 280)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert time.perf_counter() - begin < 10
+
+
+def test_what_goes_wrong_with_a_text_ends_training():
+    with pytest.raises(ValueError, match="'e'"):
+        train_tokenizer((str(int(letter)) for letter in "12e"), 280)
+
+
 def test_tokenizer_with_a_gap_in_its_ids_is_refused(tokenizer):
     written = json.loads(tokenizer.to_str())
     written["model"]["vocab"]["zz"] = 10**6
-    with pytest.raises(ValueError, match=r"a\.json is no tokenizer: its ids have gaps"):
+    with pytest.raises(ValueError, match=r"a\.json is not a valid tokenizer: its ids have gaps"):
         parse_tokenizer(json.dumps(written), "a.json")
+
+
+def test_a_written_tokenizer_is_read_as_it_was(tokenizer):
+    again = parse_tokenizer(tokenizer.to_str(), "a.json")
+    assert again.to_str() == tokenizer.to_str()
+    assert np.array_equal(*(encode_documents(each, TEXTS) for each in (again, tokenizer)))
 
 
 def test_training_is_repeatable(tokenizer):

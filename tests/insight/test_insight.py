@@ -8,7 +8,7 @@ import torch
 
 from l3paper import GPT, GPTConfig, allocation_to_bounds
 from l3paper.experiments.catalogue import EXPERIMENTS
-from l3paper.insight.lens import TunedLens, streams, train_lens
+from l3paper.insight.lens import TunedLens, depths, streams, train_lens
 from l3paper.insight.record import insights, lens_drops, main
 from l3paper.insight.rows import choices, distance_from_uniform, explore, row_weights
 from l3paper.layer import rms_norm
@@ -42,7 +42,7 @@ def test_streams_are_those_of_the_forward_pass():
     model = make_model()
     found, final = streams(model, IDS)
     names = ["embedding", "block 0", "L3 after 0", "block 1", "L3 after 1", "block 2"]
-    assert list(found) == names
+    assert list(found) == depths(model) == names
     torch.testing.assert_close(found["embedding"], rms_norm(model.wte(IDS)))
     for i in (0, 1):
         delta = model.l3_layers[str(i)](found[f"block {i}"], IDS)
@@ -65,7 +65,7 @@ def test_streams_of_a_compiled_model_are_those_of_this_call():
 def test_untrained_lens_is_the_logit_lens():
     model = make_model()
     found, _ = streams(model, IDS)
-    divergence = TunedLens(model, list(found))(IDS)
+    divergence = TunedLens(model)(IDS)
     torch.testing.assert_close(divergence["block 2"], torch.zeros(3, 12), atol=1e-5, rtol=0)
     target, guess = model(IDS).softmax(-1), model.logits(rms_norm(found["block 0"])).softmax(-1)
     expected = (target * (target / guess).log()).sum(-1)
@@ -75,11 +75,11 @@ def test_untrained_lens_is_the_logit_lens():
 def test_training_a_lens_brings_it_closer_and_leaves_the_model_alone():
     model = make_model()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    untrained = TunedLens(model, list(streams(model, IDS)[0]))(IDS)
+    untrained = TunedLens(model)(IDS)
     lens = train_lens(model, batches(), steps=150, lr=0.01)
     trained = lens(IDS)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
     for name in ("embedding", "block 0", "block 1"):
         assert trained[name].mean() < 0.8 * untrained[name].mean()
 
@@ -144,6 +144,13 @@ def test_explorer_finds_the_contexts_and_the_promoted_tokens():
         value = layer.kv_weight[layer.bounds[token] + number]
         delta = layer.w_mix.weight[:, : layer.d_up] @ rms_norm(layer.w_up(value))
         assert row.promotes == (model.lm_head.weight @ delta).argsort(descending=True)[:3].tolist()
+
+
+def test_variants_of_the_layer_are_refused():
+    model = make_model(replace(WITH_L3, l3_variant="scaled-softmax"))
+    for look in (lambda: choices(model, IDS)), (lambda: explore(model, 0, 4, IDS)):
+        with pytest.raises(ValueError, match="layer is a ScaledSoftmax; only an L3Layer as published"):
+            look()
 
 
 def test_explorer_refuses_a_token_that_does_not_occur():

@@ -10,8 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from helpers import lookup_inputs, make_inputs
 from l3paper.lookup import grouped as module
-from l3paper.lookup.grouped import grouped, make_parts
-from l3paper.lookup.groups import group_by_token
+from l3paper.lookup.grouped import group_by_token, grouped, make_parts
 from l3paper.lookup.reference import loop
 
 TIED = pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])

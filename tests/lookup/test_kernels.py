@@ -18,9 +18,8 @@ from helpers import lookup_inputs, make_inputs
 from l3paper.allocation import allocation_to_bounds
 from l3paper.lookup import kernels as module
 from l3paper.lookup.grouped import grouped
-from l3paper.lookup.kernels import attend, available
+from l3paper.lookup.kernels import POSITIONS, ROWS, attend, available, make_tiles
 from l3paper.lookup.reference import loop
-from l3paper.lookup.tiles import POSITIONS, ROWS, make_tiles
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 TIED = pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])

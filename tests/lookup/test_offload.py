@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from l3paper import GPT, GPTConfig, L3Layer, allocation_to_bounds
+from l3paper.bench.__main__ import main
 from l3paper.bench.decoding import bench_decode, decode
-from l3paper.bench.lookup import main
 from l3paper.checkpoints.model import file_tables, save_model
 from l3paper.costs.accounting import predicted_bytes
 from l3paper.data.tokenizer import train_tokenizer

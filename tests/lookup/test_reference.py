@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers import lookup_inputs, make_inputs
-from l3paper.lookup.reference import LOOKUPS, blocked, loop
+from l3paper.lookup import LOOKUPS, blocked, loop
 
 FAST = {
     **{name: lookup for name, lookup in LOOKUPS.items() if name != "loop"},

@@ -1,6 +1,8 @@
 """The notebooks as documents: executed, up to date, small, clean, on the template, well linked."""
 
+import ast
 import re
+import sys
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -8,10 +10,13 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from l3paper.notebooks import execution as notebooks
+from l3paper.notebooks import NOTEBOOKS, plots
+from l3paper.notebooks.__main__ import execute_all, main
+from l3paper.notebooks.execution import CellExecutionError, digest, execute, solutions
+from l3paper.training.config import PRESETS
 
 ROOT = Path(__file__).parents[2]
-PATHS = sorted(notebooks.NOTEBOOKS.glob("*.ipynb"))
+PATHS = sorted(NOTEBOOKS.glob("*.ipynb"))
 EVERY = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 
 
@@ -46,15 +51,20 @@ def test_outputs_are_one_run_from_top_to_bottom(path):
 @EVERY
 def test_outputs_are_not_stale(path):
     notebook = read(path)
-    assert notebook.metadata["l3paper"]["digest"] == notebooks.digest(notebook), "run: make figures"
+    assert notebook.metadata["l3paper"]["digest"] == digest(notebook), "run: make figures"
 
 
-def test_another_default_makes_outputs_stale(monkeypatch):
+def test_what_outputs_depend_on_makes_them_stale(tmp_path):
     notebook = read(PATHS[0])
-    before = notebooks.digest(notebook)
-    changed = replace(notebooks.PRESETS["smoke"], table_lr=0.5)
-    monkeypatch.setitem(notebooks.PRESETS, "smoke", changed)
-    assert notebooks.digest(notebook) != before
+    presets = PRESETS | {"smoke": replace(PRESETS["smoke"], table_lr=0.5)}
+    digests = {digest(notebook, records=tmp_path), digest(notebook, presets, tmp_path)}
+    (tmp_path / "run.json").write_text("{}")
+    digests.add(digest(notebook, records=tmp_path))
+    notebook.cells.append(nbformat.v4.new_markdown_cell("Prose counts for nothing."))
+    digests.add(digest(notebook, records=tmp_path))
+    notebook.cells.append(nbformat.v4.new_code_cell("1"))
+    digests.add(digest(notebook, records=tmp_path))
+    assert len(digests) == 4
 
 
 @EVERY
@@ -106,10 +116,10 @@ def test_template(path):
 def test_every_exercise_has_a_checked_solution(path):
     code = "\n".join(cell.source for cell in code_cells(path))
     attempts = re.findall(r"^attempt_(\d+) = None$", code, re.MULTILINE)
-    solutions = notebooks.solutions(read(path))
-    assert attempts == [str(n + 1) for n in range(len(solutions))]
-    assert len(solutions) >= 3
-    for number, solution in enumerate(solutions, start=1):
+    answers = solutions(read(path))
+    assert attempts == [str(n + 1) for n in range(len(answers))]
+    assert len(answers) >= 3
+    for number, solution in enumerate(answers, start=1):
         assert re.search(rf"^(def )?attempt_{number}\b", solution, re.MULTILINE)
 
 
@@ -138,9 +148,7 @@ def test_no_figure_without_a_notebook():
         assert f'"{figure.stem}"' in saved, figure.name
 
 
-def test_running_outside_make_figures_saves_nothing(monkeypatch, tmp_path):
-    from l3paper.notebooks import plots
-
+def test_figures_are_saved_only_for_make_figures(monkeypatch, tmp_path):
     monkeypatch.delenv("L3_FIGURES", raising=False)
     monkeypatch.chdir(tmp_path)
     fig, _ = plots.figure()
@@ -151,36 +159,70 @@ def test_running_outside_make_figures_saves_nothing(monkeypatch, tmp_path):
     assert (tmp_path / "something.png").exists()
 
 
-def test_a_failing_cell_leaves_the_notebook_alone(tmp_path):
-    path = tmp_path / "00_broken.ipynb"
-    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 / 0")]), path)
-    before = path.read_bytes()
-    with pytest.raises(notebooks.CellExecutionError, match="ZeroDivisionError"):
-        notebooks.execute(path)
-    assert path.read_bytes() == before
-    assert list(tmp_path.iterdir()) == [path]
+def test_plots_import_little_of_the_package():
+    tree = ast.parse(Path(plots.__file__).read_text())
+    modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    ours = {name for name in modules if name.startswith("l3paper")}
+    assert ours == {"l3paper.files", "l3paper.records"}
 
 
-def test_a_wrong_solution_fails(tmp_path):
-    path = tmp_path / "00_exercise.ipynb"
-    checker = "def check_1(answer):\n    assert answer == 4\n    return 'right'\nattempt_1 = None"
-    for answer, fails in ((4, False), (5, True)):
-        solution = (
-            f"<details><summary>Solution</summary>\n\n```python\nattempt_1 = {answer}\n```\n</details>"
-        )
-        cells = [nbformat.v4.new_code_cell(checker), nbformat.v4.new_markdown_cell(solution)]
+@pytest.fixture
+def notebook(tmp_path):
+    """Write a notebook of these cells: code, or Markdown if it begins with "<"."""
+
+    def write(*sources):
+        path = tmp_path / "notebooks" / "00_new.ipynb"
+        path.parent.mkdir(exist_ok=True)
+        cells = [
+            nbformat.v4.new_markdown_cell(source)
+            if source.startswith("<")
+            else nbformat.v4.new_code_cell(source)
+            for source in sources
+        ]
         nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
-        with pytest.raises(notebooks.CellExecutionError) if fails else nullcontext():
-            notebooks.execute(path)
-    notebook = read(path)
-    assert len(notebook.cells) == 2
+        return path
+
+    return write
 
 
-def test_executing_again_changes_nothing(tmp_path):
-    path = tmp_path / "00_steady.ipynb"
-    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("print(6 * 7)")]), path)
-    notebooks.execute(path)
+def test_a_failing_cell_leaves_the_notebook_alone(notebook, monkeypatch, capsys):
+    monkeypatch.setenv("L3_FIGURES", "")  # which the command sets
+    path = notebook("1 / 0")
+    before = path.read_bytes()
+    assert execute_all([], path.parent) == 1
+    said = capsys.readouterr()
+    assert said.out.startswith("[1/1] 00_new.ipynb ... ")
+    assert "ZeroDivisionError" in said.err
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(("answer", "fails"), [(4, False), (5, True)])
+def test_a_wrong_solution_fails(notebook, answer, fails):
+    path = notebook(
+        "def check_1(answer):\n    assert answer == 4\n    return 'right'\nattempt_1 = None",
+        f"<details><summary>Solution</summary>\n\n```python\nattempt_1 = {answer}\n```\n</details>",
+    )
+    with pytest.raises(CellExecutionError) if fails else nullcontext():
+        execute(path)
+    assert len(read(path).cells) == 2
+
+
+def test_executing_again_changes_nothing(notebook):
+    path = notebook("print(6 * 7)")
+    execute(path)
     first = path.read_bytes()
-    notebooks.execute(path)
+    execute(path)
     assert path.read_bytes() == first
     assert b"42" in first
+
+
+def test_the_command_says_what_it_needs(tmp_path, notebook, monkeypatch, capsys):
+    with pytest.raises(ValueError, match="nowhere is not there: run this in a checkout"):
+        execute_all([], tmp_path / "nowhere")
+    monkeypatch.setitem(sys.modules, "l3paper.notebooks.execution", None)  # it cannot be imported
+    with pytest.raises(ImportError, match=r"pip install '.\[notebooks\]'"):
+        execute_all([], notebook("1").parent)
+    assert main(["98", "99"]) == 2
+    said = capsys.readouterr().err
+    assert said == "python -m l3paper.notebooks: error: no notebook begins with 98, 99\n"

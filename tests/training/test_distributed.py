@@ -130,7 +130,7 @@ def test_losses_equal_those_of_one_process(alone, text_file, script, tmp_path, p
         passes = config_of(kind).accumulate  # shards are gathered and divided in each
         sent = passes * exchange["dense"] if shard else exchange["positions"]
         assert record["processes"]["table_bytes"] == sent
-        assert f"{processes} processes: each sent {sent:,.0f} bytes a step" in done.stdout
+        assert f"{processes} processes: each sent {sent:,.0f} bytes per step" in done.stdout
         # The accounting equals what was counted, in each process. Shards are gathered once more, for
         # the last evaluation; a process sends all but its own part.
         part = processes / (processes - 1)

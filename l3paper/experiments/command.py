@@ -1,0 +1,178 @@
+"""Recorded comparisons: `python -m l3paper.experiments NAME` runs one experiment of the catalogue.
+
+Every run writes one JSON record into figures/data/runs when it ends, and a run that has a record is not
+repeated. An experiment that was stopped resumes with the missing runs, and the runs that were in
+training resume from their last checkpoints.
+"""
+
+import argparse
+import gc
+import hashlib
+import multiprocessing
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from l3paper.checkpoints.run import Checkpoints
+from l3paper.data.streams import load_corpus
+from l3paper.errors import at_least, command, nonempty_path
+from l3paper.experiments.catalogue import EXPERIMENTS
+from l3paper.experiments.report import summary
+from l3paper.experiments.runs import RUNS, MissingRun, read_runs, record_path
+from l3paper.experiments.search import LR_SCALES, Family, read_family
+from l3paper.files import cache_folder, locked
+from l3paper.records import for_stdout, write_record
+from l3paper.train import Diverged, train
+from l3paper.training.config import PRESETS, TrainConfig
+
+PROGRAM = "python -m l3paper.experiments"
+
+EVERY = 500
+"""Steps between checkpoints, besides the one that a signal causes: a table and its optimizer state
+take seconds to write."""
+
+
+def run_experiment(
+    name: str, preset: str, data: str, seeds: int, jobs: int, folder: Path, words: str = ""
+) -> dict[str, Family]:
+    """Train every run that has no record yet, `jobs` at a time, and return all families.
+
+    `words` names a text to measure every run's perplexity per word on. Raises ValueError for data that
+    cannot be used, and for records made with another text or without that perplexity.
+    """
+    experiment = EXPERIMENTS[name]
+    configs = {
+        family: replace(config, words=words)
+        for family, config in experiment.configs(preset, data).items()
+    }
+    searched = {family: experiment.searched(config, preset) for family, config in configs.items()}
+    # Build every corpus once, before the runs compete for it.
+    sizes = {(config.vocab_size, config.data_bytes) for config in configs.values()}
+    texts = {load_corpus(data, *size).sha256 for size in sizes}
+    read = partial(read_runs, folder=folder, texts=texts)
+    least = [replace(config, lr_scale=scale) for config in searched.values() for scale in LR_SCALES]
+    least += [replace(config, seed=seed) for config in configs.values() for seed in range(seeds)]
+    unrecorded = {path for c in least if not (path := record_path(c, folder)).exists()}
+    running: dict[Future, Path] = {}
+    with _workers(jobs) as pool, tqdm(total=len(unrecorded), unit="run", desc=name) as bar:
+        while True:
+            families, wanted = {}, {}
+            for family, config in configs.items():
+                try:
+                    families[family] = read_family(config, searched[family], seeds, read)
+                except MissingRun as missing:
+                    wanted |= {record_path(run, folder): run for run in missing.runs}
+            if not wanted:
+                return families
+            bar.total = max(bar.total, bar.n + len(wanted))  # the search may have grown
+            for path in [path for path in wanted if path not in running.values()]:
+                if len(running) < jobs:  # more would wait in the workers, and start after a Ctrl-C
+                    running[_submit(pool, wanted[path], path)] = path
+            for done in wait(running, return_when=FIRST_COMPLETED).done:
+                del running[done]
+                done.result()
+                bar.update()
+
+
+def make_run(config: TrainConfig, path: Path) -> None:
+    """Train one run and write its record, unless the record exists; resume what was stopped before."""
+    place = hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:24]
+    unfinished = cache_folder() / "unfinished" / place
+    with locked(unfinished):  # another experiment may share this run and be training it
+        if not path.exists():
+            checkpoints = Checkpoints(unfinished / "run", EVERY, resume=True)
+            try:
+                record = train(config, show_progress=False, checkpoints=checkpoints).record
+            except Diverged as error:
+                record = error.record
+            gc.collect()  # compiling leaves reference cycles that hold whole tables
+            write_record(path, record)
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+@contextmanager
+def _workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
+    """A pool of processes. If the block raises, they stop; a run in training leaves a checkpoint."""
+    others = multiprocessing.active_children()
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, context, initializer=_start_worker) as pool:
+        try:
+            yield pool
+        except BaseException:
+            for process in multiprocessing.active_children():
+                if process not in others:
+                    process.terminate()
+            raise
+
+
+def _submit(pool: ProcessPoolExecutor, config: TrainConfig, path: Path) -> Future:
+    """Submit a run. Ctrl-C reaches a terminal's every process; workers leave it to the command.
+
+    A worker that starts here inherits that from its first moment on.
+    """
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        return pool.submit(make_run, config, path)
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+def _start_worker() -> None:
+    torch.set_num_threads(1)  # so that sums are the same, however many runs share the machine
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End this process when the command has ended, in whatever way."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM,
+        description="Run a recorded comparison. Records that exist are not made again: after an "
+        "interruption, the same command resumes.",
+        epilog="\n".join(f"{name}: {e.question} ({e.section})" for name, e in EXPERIMENTS.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("name", choices=EXPERIMENTS)
+    parser.add_argument("--preset", choices=PRESETS, default="laptop", help="(default: laptop)")
+    parser.add_argument("--data", default="stdlib", help="as for l3paper.train (default: stdlib)")
+    parser.add_argument(
+        "--words", default="", metavar="FILE", help="as for l3paper.train (default: none)"
+    )
+    parser.add_argument("--seeds", type=int, metavar="N", help="(default: the experiment's own number)")
+    cores = 1 if torch.cuda.is_available() else os.cpu_count() or 1
+    parser.add_argument(
+        "--jobs", type=int, default=cores, metavar="N", help=f"runs at a time (default here: {cores})"
+    )
+    parser.add_argument(
+        "--folder", type=nonempty_path, default=RUNS, help="(default: figures/data/runs)"
+    )
+    return parser
+
+
+@command(PROGRAM)
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    flags = _parser().parse_args(arguments)
+    experiment = EXPERIMENTS[flags.name]
+    seeds = experiment.seeds if flags.seeds is None else flags.seeds
+    at_least(1, seeds=seeds, jobs=flags.jobs)
+    families = run_experiment(
+        flags.name, flags.preset, flags.data, seeds, flags.jobs, flags.folder, flags.words
+    )
+    print(experiment.question)
+    print(for_stdout(summary(families)))
+    return 0

@@ -1,0 +1,90 @@
+"""The learning-rate search, and the runs that a family of models needs.
+
+Every family gets the same care: a search over learning rates at seed 0, then the best rate at all
+seeds. Variations of one model may share its search. The records decide what comes next: a family whose
+records are not complete raises MissingRun, which carries the runs to train next.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from l3paper.experiments.catalogue import EXPERIMENTS
+from l3paper.experiments.runs import RUNS, final_loss, read_runs
+from l3paper.training.config import TrainConfig
+
+LR_SCALES = (0.5, 1.0, 2.0)
+"""Factors on the learning rates that every search tries first. While the best one is at an edge, the
+search tries the next factor of 2 beyond it."""
+
+LR_LIMITS = (1 / 16, 16)
+
+
+class Family(NamedTuple):
+    """The records of one family of an experiment."""
+
+    search: dict[float, dict]
+    """Records at seed 0, of the model that was searched, by the factor on the learning rates."""
+    runs: list[dict]
+    """Records at the best factor, by seed."""
+
+
+def next_scales(losses: dict[float, float]) -> tuple[float, ...]:
+    """The factors that a search tries after these losses by factor: empty if it has ended.
+
+    A search ends if both neighbours of the best factor are worse, or at LR_LIMITS.
+    """
+    if not losses:
+        return LR_SCALES
+    best = _best(losses)
+    beyond = 2 * best if best == max(losses) else best / 2 if best == min(losses) else None
+    return (beyond,) if beyond and LR_LIMITS[0] <= beyond <= LR_LIMITS[1] else ()
+
+
+def _best(losses: dict[float, float]) -> float:
+    """The factor of the lowest loss; the lowest factor among equals, as when all have diverged."""
+    return min(losses, key=lambda scale: (losses[scale], scale))
+
+
+def read_family(
+    config: TrainConfig,
+    searched: TrainConfig,
+    seeds: int,
+    read: Callable[[list[TrainConfig]], list[dict]],
+) -> Family:
+    """Walk through the search with `searched`, then read the runs of `config` at the best rate.
+
+    `read` returns the records of several runs, or raises MissingRun, which ends the walk.
+    """
+    search: dict[float, dict] = {}
+    losses: dict[float, float] = {}
+    while scales := next_scales(losses):
+        records = read([replace(searched, lr_scale=scale, seed=0) for scale in scales])
+        search |= zip(scales, records, strict=True)
+        losses = {scale: final_loss(record) for scale, record in search.items()}
+    best = _best(losses)
+    runs = read([replace(config, lr_scale=best, seed=seed) for seed in range(seeds)])
+    return Family(dict(sorted(search.items())), runs)
+
+
+def results(
+    name: str,
+    preset: str = "laptop",
+    data: str = "stdlib",
+    seeds: int | None = None,
+    folder: Path = RUNS,
+) -> dict[str, Family]:
+    """Read the families of a recorded experiment; `seeds` is the experiment's own number by default.
+
+    Raises MissingRun, a ValueError, if a run is not recorded yet.
+    """
+    experiment = EXPERIMENTS[name]
+    read = partial(read_runs, folder=folder)
+    return {
+        family: read_family(
+            config, experiment.searched(config, preset), seeds or experiment.seeds, read
+        )
+        for family, config in experiment.configs(preset, data).items()
+    }

@@ -1,0 +1,231 @@
+"""The table of rows: what every token owns, and the lookup of a batch (paper, section 3).
+
+code            paper      shape                             meaning
+----            -----      -----                             -------
+kv_weight       W_K = W_V  (n_emb, n_embd)                   the table, when keys and values are tied
+k_weight        W_K        (n_emb, n_embd)                   the keys, when they are not
+v_weight        W_V        (n_emb, d_emb)                    and the values
+bounds          -          (vocab_size + 1,)                 token t owns rows bounds[t] : bounds[t + 1]
+"""
+
+import hashlib
+
+import torch
+from torch import Tensor, nn
+
+from l3paper.errors import at_least, one_of
+from l3paper.lookup import LOOKUPS, Lookup, Plan, padded
+from l3paper.lookup.grouped import grouped, make_plan
+from l3paper.lookup.offload import RowStore, StoredPlan
+from l3paper.parts.device import eager
+
+FEW = 2**18
+"""Numbers, padding included, that may be gathered to look a few positions up without grouping them.
+
+Both ways cost the same there on two CPU cores, at widths from 64 to 1,024.
+"""
+
+
+class RowTable(nn.Module):
+    """Keys, values and bounds of all tokens, and their lookup. `L3Layer` is one, with W_up and W_mix.
+
+    The buffer `bounds` exists from construction, so that every loader of checkpoints finds it. Until it
+    is set, it is zeros, of one element if the vocabulary is not known yet; a state dict sets it. Bounds
+    are checked once after any change, in the next lookup.
+    """
+
+    bounds: Tensor
+
+    def __init__(
+        self,
+        n_embd: int,
+        n_emb: int,
+        tie_kv: bool,
+        d_emb: int,
+        lookup: str | Lookup,
+        vocab_size: int | None,
+        bounds: Tensor | None,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ):
+        super().__init__()
+        at_least(1, n_embd=n_embd, n_emb=n_emb, d_emb=d_emb)
+        if tie_kv and d_emb != n_embd:
+            raise ValueError(f"d_emb is {d_emb}, but tied keys and values need n_embd = {n_embd}")
+        if not callable(lookup):
+            one_of(LOOKUPS, lookup=lookup)
+        self.n_embd, self.n_emb, self.d_emb, self.tie_kv = n_embd, n_emb, d_emb, tie_kv
+        self.lookup = lookup if callable(lookup) else LOOKUPS[lookup]
+        factory = {"device": device, "dtype": dtype}
+        if tie_kv:
+            self.kv_weight = nn.Parameter(torch.empty(n_emb, n_embd, **factory))
+        else:
+            self.k_weight = nn.Parameter(torch.empty(n_emb, n_embd, **factory))
+            self.v_weight = nn.Parameter(torch.empty(n_emb, d_emb, **factory))
+        self.store: RowStore | None = None
+        size = 1 if vocab_size is None else vocab_size + 1
+        self.register_buffer("bounds", torch.zeros(size, dtype=torch.long, device=device))
+        self._checked: tuple[Tensor, int, str] | None = None
+        if bounds is not None:
+            self.set_bounds(bounds)
+        self.register_load_state_dict_pre_hook(_adopt_bounds)
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draw the rows again; key scores start with unit variance."""
+        for table in dict.fromkeys(self.tables()):
+            nn.init.normal_(table, std=table.shape[1] ** -0.5, generator=generator)
+
+    def tables(self) -> tuple[Tensor, Tensor]:
+        """(keys, values), shapes (n_emb, n_embd) and (n_emb, d_emb); one tensor twice when tied.
+
+        Raises ValueError for a layer whose rows come from a store, which has none.
+        """
+        if self.store is not None:
+            raise ValueError("the layer's rows come from a store; it has no tables of its own")
+        return (self.kv_weight,) * 2 if self.tie_kv else (self.k_weight, self.v_weight)
+
+    def table_names(self) -> tuple[str, ...]:
+        """The names of the parameters that hold keys and values."""
+        return ("kv_weight",) if self.tie_kv else ("k_weight", "v_weight")
+
+    def serve_from(self, store: RowStore) -> None:
+        """From now on, take rows from `store`: the layer's tables are not parameters any more."""
+        for name in self.table_names():
+            self._parameters.pop(name, None)
+        self.store = store
+
+    def set_bounds(self, bounds: Tensor) -> None:
+        """Say which rows every token owns: a LongTensor (vocab_size + 1,).
+
+        Raises ValueError unless bounds start at 0, rise with every token and end at n_emb.
+        """
+        if complaint := _complaint(bounds, self.n_emb):
+            raise ValueError(complaint)
+        # A clone: what the caller does to its tensor later must not move our rows.
+        self.bounds = bounds.detach().clone().to(self.bounds.device)
+
+    def bounds_id(self) -> str:
+        """A string that is equal for equal bounds.
+
+        Raises ValueError for bounds that are not set, or not valid: whatever changed them, an optimizer
+        of averages for example. They are looked at once after every change, since to look is to wait
+        for the device.
+        """
+        version = 0 if self.bounds.is_inference() else self.bounds._version
+        if self._checked is None or self._checked[0] is not self.bounds or self._checked[1] != version:
+            bounds = self.bounds.cpu()
+            if not bounds.any():
+                raise ValueError(
+                    "the layer has no bounds yet: call set_bounds(allocation_to_bounds(...))"
+                )
+            if complaint := _complaint(bounds, self.n_emb):
+                raise ValueError(complaint)
+            self._checked = self.bounds, version, hashlib.sha256(bounds.numpy().tobytes()).hexdigest()
+        return self._checked[2]
+
+    @eager
+    def plan(self, token_ids: Tensor) -> Plan:
+        """How the positions with these ids (...) are looked up.
+
+        It serves all layers with the same `bounds_id` and `lookup`, unless a store serves the rows:
+        then the plan brings them, and their copy starts now. Raises ValueError for bounds that are
+        not set or not valid and, on the CPU, for ids outside the vocabulary.
+        """
+        self._check_ids(token_ids)
+        ids = token_ids.flatten()
+        if self.store is not None:
+            rows = self.store.fetch(ids)
+            few = self.lookup is grouped and _few(rows.token_ids, rows.bounds, self.n_embd)
+            return StoredPlan(padded if few else self.lookup, rows.token_ids, rows.bounds, rows)
+        if self.lookup is not grouped:
+            return Plan(self.lookup, ids, self.bounds)
+        if _few(ids, self.bounds, self.n_embd):
+            return Plan(padded, ids, self.bounds)
+        return make_plan(ids, self.bounds, self.n_emb)
+
+    def look_up(self, query: Tensor, token_ids: Tensor, plan: Plan | None = None) -> Tensor:
+        """V_t^T softmax(K_t query), where t is each position's token: (..., n_embd) to (..., d_emb).
+
+        `plan`, if it is given, is `plan(token_ids)` of this layer or of one that it serves, too.
+        """
+        if plan is None:
+            plan = self.plan(token_ids)
+        keys, values = _autocast(*self.prepare(*(plan.tables or self.tables())))
+        looked_up = _run(plan, query.reshape(-1, self.n_embd), keys, values)  # (N, d_emb)
+        return looked_up.view(*query.shape[:-1], self.d_emb)
+
+    def prepare(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows of the tables as the lookup takes them: as they are, unless a variant changes them."""
+        return keys, values
+
+    def _check_ids(self, token_ids: Tensor) -> None:
+        self.bounds_id()
+        if not isinstance(token_ids, Tensor) or token_ids.dtype not in (torch.long, torch.int):
+            raise ValueError("token_ids must be a tensor of integers, int64 or int32")
+        vocab_size = len(self.bounds) - 1
+        if token_ids.is_cuda:  # to look would be to wait for the device
+            return
+        if token_ids.numel() and not 0 <= token_ids.min() <= token_ids.max() < vocab_size:
+            raise ValueError(
+                f"token_ids span {int(token_ids.min())} .. {int(token_ids.max())}; "
+                f"the bounds cover 0 .. {vocab_size - 1}"
+            )
+
+
+@eager
+def _run(plan: Plan, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    return plan(query, keys, values)
+
+
+def _autocast(keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """The tables in autocast's type, as a linear layer's weights would be, while they are trained.
+
+    A copy of hundreds of thousands of rows pays for the positions of a training batch, not for the
+    one position per sequence of decoding. Without gradients, tables keep their own type, so that a
+    text does not depend on where they are.
+    """
+    kind = keys.device.type
+    if not torch.is_autocast_enabled(kind) or not (torch.is_grad_enabled() and keys.requires_grad):
+        return keys, values
+    low = torch.get_autocast_dtype(kind)
+    copy = keys.to(low)
+    return copy, copy if values is keys else values.to(low)
+
+
+def _few(token_ids: Tensor, bounds: Tensor, width: int) -> bool:
+    """Whether gathering these ids' keys (rows, width) beats grouping, in decoding on a CPU."""
+    positions = token_ids.numel()
+    if torch.is_grad_enabled() or token_ids.is_cuda or not 0 < positions * width <= FEW:
+        return False
+    longest = int((bounds[token_ids + 1] - bounds[token_ids]).max())
+    return positions * longest * width <= FEW
+
+
+def _complaint(bounds: Tensor, n_emb: int) -> str | None:
+    """What is wrong with these bounds, if anything is."""
+    if not isinstance(bounds, Tensor) or bounds.dtype != torch.long or bounds.ndim != 1:
+        return "bounds must be a one-dimensional LongTensor: see allocation_to_bounds"
+    if len(bounds) < 2 or bounds[0] != 0 or bounds[-1] != n_emb:
+        ends = bounds[[0, -1]].tolist() if len(bounds) else []
+        return f"bounds run over {ends}; they must start at 0 and end at n_emb = {n_emb}"
+    if not (bounds.diff() >= 1).all():
+        token = int((bounds.diff() < 1).nonzero()[0])
+        return f"bounds must rise: token {token} owns no row"
+    return None
+
+
+def _adopt_bounds(module, state_dict, prefix, metadata, strict, missing, unexpected, errors) -> None:
+    """Make room for the state dict's bounds, whatever vocabulary they are for, if they are valid.
+
+    A state dict that has none, or zeros, leaves the layer's own in place.
+    """
+    name = prefix + "bounds"
+    bounds = state_dict.get(name)
+    if bounds is None or not (bounds.is_meta or bounds.any()):
+        state_dict[name] = module.bounds
+        return
+    if not bounds.is_meta and (complaint := _complaint(bounds, module.n_emb)):
+        errors.append(f"{name}: {complaint}")
+        state_dict[name] = module.bounds
+    elif bounds.shape != module.bounds.shape:
+        module.bounds = torch.zeros_like(bounds, device=module.bounds.device)
