@@ -32,8 +32,8 @@ def corpus():
 
 @pytest.fixture(scope="session")
 def text_file(tmp_path_factory):
-    """A small .txt of forty documents, in which nearly every word follows from the one before."""
+    """A small .txt of forty documents of one line each, in which every word follows from the last."""
     path = tmp_path_factory.mktemp("text") / "woods.txt"
-    turns = (WORDS[i % 24 :] + WORDS[: i % 24] for i in range(40))
-    path.write_text("\n<|endoftext|>\n".join("\n".join([" ".join(turn)] * 5) for turn in turns))
+    lines = (" ".join((WORDS * 8)[i:140]) for i in range(40))
+    path.write_text("\n<|endoftext|>\n".join(lines))
     return path

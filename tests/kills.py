@@ -21,7 +21,7 @@ from l3paper.checkpoints.stored import require_intact
 from l3paper.files import sha256
 from l3paper.train import main
 
-TEXT = "\n<|endoftext|>\n".join("one two three four five six seven\n" * (20 + i) for i in range(40))
+TEXT = "\n<|endoftext|>\n".join(f"one two three four five {i} seven\n" * (20 + i) for i in range(40))
 SETTINGS = {
     "vocab-size": 270,
     "depth": 2,

@@ -193,7 +193,7 @@ def test_command_line_describes(text_file, tmp_path, capsys):
     assert said.startswith(f"{tmp_path.name}: 40 documents, ")
     assert "left out 1 .csv files" in said
     assert "held out: 2 documents, " in said
-    assert "near copies of other documents: 32, " in said
+    assert "near copies of other documents: 0, " in said
     assert main(["--describe", str(tmp_path / "b.csv")]) == 2
 
 
