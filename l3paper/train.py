@@ -22,8 +22,8 @@ from tqdm import tqdm
 from l3paper.checkpoints.model import require_place, save_model
 from l3paper.checkpoints.run import Checkpoints, Progress, RunFolder, run_folder
 from l3paper.costs.accounting import Accounting
-from l3paper.data.batches import Batches
-from l3paper.data.streams import TokenizedCorpus, load_corpus, require_length
+from l3paper.data.batches import require_length
+from l3paper.data.streams import TokenizedCorpus, load_corpus
 from l3paper.errors import Failure, command
 from l3paper.files import cache_folder, require_writable
 from l3paper.gpt import GPT
@@ -31,6 +31,7 @@ from l3paper.parts.device import precision
 from l3paper.parts.optimizer import MuonAdamW
 from l3paper.records import write_record
 from l3paper.training import report
+from l3paper.training.batches import Batches
 from l3paper.training.build import build_model, compile_model
 from l3paper.training.config import TrainConfig, add_flags, from_flags
 from l3paper.training.distributed import (
@@ -158,7 +159,8 @@ def prepare(
             f"{group.size} processes must divide it evenly"
         )
     corpus = load_corpus(config.data, config.vocab_size, config.data_bytes)
-    require_length(corpus.train, config.sequence_len)
+    require_length(corpus.train, config.sequence_len, "training text")
+    require_length(corpus.validation, config.sequence_len, "held-out text")
     torch.manual_seed(config.seed)
     model, costs = build_model(config, corpus)
     model.to(device)
@@ -218,7 +220,7 @@ def train_step(run: Training, step: int) -> float:
     alone, if the loss or a gradient is not finite.
     """
     model, losses = run.model, []
-    passes = run.batches[step]
+    passes = run.batches.take(step)
     for number, (inputs, targets) in enumerate(passes, start=1):
         with exchange(run.forward, number == len(passes)):
             with precision(model):

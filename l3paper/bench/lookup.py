@@ -19,7 +19,8 @@ from l3paper.allocation import (
     scan_codewords,
 )
 from l3paper.bench.timing import copy_speed, interleaved_medians, memory_size, peak_bytes, product_speed
-from l3paper.data.streams import load_corpus, training_batch
+from l3paper.data.batches import training_batch
+from l3paper.data.streams import load_corpus
 from l3paper.lookup import blocked, padded
 from l3paper.lookup.grouped import grouped
 

@@ -10,7 +10,8 @@ from torch.profiler import ProfilerActivity
 
 from l3paper.bench.timing import interleaved_medians, peak_bytes, product_speed, profiler
 from l3paper.costs.accounting import Accounting
-from l3paper.data.streams import load_corpus, training_batch
+from l3paper.data.batches import training_batch
+from l3paper.data.streams import load_corpus
 from l3paper.experiments.catalogue import DENSE, EXPERIMENTS, spread, without_and_with
 from l3paper.gpt import GPT
 from l3paper.layer import rms_norm

@@ -1,7 +1,9 @@
-"""From text to batches: documents, a tokenizer, streams of token ids, and batches cut from them."""
+"""From text to batches: documents, a split, a tokenizer, streams of token ids, and batches."""
 
-from l3paper.data.corpus import Document, read_documents, split_documents
-from l3paper.data.streams import TokenizedCorpus, load_corpus, training_batch, validation_batches
+from l3paper.data.batches import training_batch, validation_batches
+from l3paper.data.sources import Document, read_documents
+from l3paper.data.split import split_documents
+from l3paper.data.streams import TokenizedCorpus, load_corpus
 
 __all__ = [
     "Document",

@@ -2,7 +2,10 @@
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice, takewhile
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +18,12 @@ END_OF_TEXT_ID = 0
 MIN_VOCAB_SIZE = 257
 """256 bytes and the special token."""
 
-_LONG = re.compile(r"\S{8192}(?=\S)")
-"""Training takes the square of a word's length: one of a megabyte would never end."""
+_PIECE = re.compile(r"(?s:.{1,8192})(?:(?<=\S)(?=[ \t\r\n])|\Z)|(?s:.{8192})")
+"""Long texts are trained on and encoded in pieces, so that memory stays small and a signal is heard.
+
+A piece ends before white space, where no token can cross. Only a word of 8,192 characters is cut:
+training takes the square of a word's length, and would never end with one of a megabyte.
+"""
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -33,8 +40,16 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    short = (_LONG.sub(lambda part: part[0] + " ", text) for text in texts)
-    tokenizer.train_from_iterator(short, trainer)
+    # The library asks for texts in threads of its own, and signals wait until it returns. So another
+    # thread calls it; when a signal ends this one's wait, the texts end, and soon the training.
+    stopped = threading.Event()
+    pieces = takewhile(lambda _: not stopped.is_set(), (p for text in texts for p in _pieces(text)))
+    with ThreadPoolExecutor(1) as thread:
+        training = thread.submit(tokenizer.train_from_iterator, pieces, trainer)
+        try:
+            training.result()
+        finally:
+            stopped.set()
     if tokenizer.get_vocab_size() < vocab_size:
         raise ValueError(
             f"vocab_size is {vocab_size}, but this text supports only {tokenizer.get_vocab_size()}"
@@ -97,19 +112,26 @@ def _byte_level(model: models.BPE) -> Tokenizer:
     return tokenizer
 
 
-def encode_documents(tokenizer: Tokenizer, texts: Sequence[str]) -> np.ndarray:
-    """One stream of ids, shape (tokens,), uint16 or uint32: every text behind an END_OF_TEXT.
+def encode_documents(tokenizer: Tokenizer, texts: Iterable[str]) -> np.ndarray:
+    """Encode texts as one stream of ids, shape (tokens,), uint16 or uint32, each behind an END_OF_TEXT.
 
-    The words of the special token, where a text contains them, are encoded as plain text.
+    The words of the special token, if a text contains them, are encoded as plain text.
     """
     dtype = np.uint16 if tokenizer.get_vocab_size() <= 2**16 else np.uint32
     tokenizer.encode_special_tokens = True
     stream = [np.empty(0, dtype)]
-    for start in range(0, len(texts), 64):  # encodings are far larger than their ids: a few at a time
-        batch = tokenizer.encode_batch_fast(texts[start : start + 64], add_special_tokens=False)
-        for encoding in batch:
-            stream.append(np.array([END_OF_TEXT_ID, *encoding.ids], dtype))
+    pieces = (piece for text in texts for piece in enumerate(_pieces(text)))
+    while batch := list(islice(pieces, 256)):  # encodings are far larger than their ids
+        encodings = tokenizer.encode_batch_fast([text for _, text in batch], add_special_tokens=False)
+        ids = []
+        for (number, _), encoding in zip(batch, encodings, strict=True):
+            ids += encoding.ids if number else [END_OF_TEXT_ID, *encoding.ids]
+        stream.append(np.array(ids, dtype))
     return np.concatenate(stream)
+
+
+def _pieces(text: str) -> list[str]:
+    return _PIECE.findall(text) or [""]
 
 
 def token_bytes(tokenizer: Tokenizer) -> np.ndarray:

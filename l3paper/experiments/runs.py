@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from l3paper.data.streams import corpus_name
+from l3paper.data.sources import corpus_name
 from l3paper.records import RECORDS, read_record
 from l3paper.training.config import TrainConfig
 

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from l3paper.data.streams import TokenizedCorpus, corpus_name, require_length, training_batch
+from l3paper.data.batches import require_length, training_batch
+from l3paper.data.sources import corpus_name
+from l3paper.data.streams import TokenizedCorpus
 from l3paper.data.tokenizer import token_text
 from l3paper.errors import at_least, command
 from l3paper.experiments.catalogue import EXPERIMENTS
@@ -44,7 +46,7 @@ def record_insight(run: TrainedRun, lens_steps: int, held_out: int = 32768) -> d
     """Look into a trained model, on the first `held_out` tokens of the held-out text."""
     model, corpus, config = run.model, run.corpus, run.record["config"]
     length, batch_size = config["sequence_len"], config["batch_size"]
-    require_length(corpus.validation, length)
+    require_length(corpus.validation, length, "held-out text")
     sequences = max(1, min(held_out, len(corpus.validation) - 1) // length)
     tokens = corpus.validation[: sequences * length].astype(np.int64)
     idx = torch.from_numpy(tokens).view(sequences, length)

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from l3paper.data.corpus import read_text
-from l3paper.data.streams import TokenizedCorpus, validation_batches
+from l3paper.data.batches import validation_batches
+from l3paper.data.readers import read_text
+from l3paper.data.streams import TokenizedCorpus
 from l3paper.data.tokenizer import encode_documents
 from l3paper.gpt import GPT
 from l3paper.parts.device import precision

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from l3paper.checkpoints.run import Progress
 from l3paper.costs.accounting import Accounting, exchanged_bytes
-from l3paper.data.streams import TokenizedCorpus, corpus_name
+from l3paper.data.sources import corpus_name
+from l3paper.data.streams import TokenizedCorpus
 from l3paper.generate import generate
 from l3paper.gpt import GPT
 from l3paper.parts.device import precision

@@ -23,7 +23,8 @@ from l3paper import GPT
 from l3paper import train as train_module
 from l3paper.checkpoints.model import load_model, save_model
 from l3paper.checkpoints.run import Checkpoints
-from l3paper.data.streams import batch_starts, documents_at, load_corpus
+from l3paper.data.batches import batch_starts, documents_at
+from l3paper.data.streams import load_corpus
 from l3paper.data.tokenizer import END_OF_TEXT_ID
 from l3paper.errors import SIGNALS
 from l3paper.files import locked, sha256

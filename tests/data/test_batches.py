@@ -1,60 +1,60 @@
-"""Batches ahead of their step: which they are, and that none is cut twice."""
+"""Batches cut from a stream of ids."""
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from l3paper.data import batches as module
-from l3paper.data.batches import Batches
-from l3paper.data.streams import documents_at, load_corpus, training_batch
-from l3paper.training.config import TrainConfig
-from l3paper.training.distributed import Group
-
-CPU = torch.device("cpu")
+from l3paper.data.batches import training_batch, validation_batches
 
 
-@pytest.fixture(scope="module")
-def small(text_file):
-    return load_corpus(str(text_file), 300)
+def test_training_targets_follow_their_inputs():
+    inputs, targets = training_batch(np.arange(100, dtype=np.uint16), 32, 10, seed=0, step=0)
+    assert inputs.shape == targets.shape == (32, 10)
+    assert inputs.dtype == targets.dtype == torch.long
+    assert torch.equal(targets, inputs + 1)
+    assert torch.equal(inputs, inputs[:, :1] + torch.arange(10))
 
 
-def config(**changes):
-    return TrainConfig(vocab_size=300, sequence_len=16, batch_size=12, **changes)
+def test_training_batch_depends_on_seed_and_step_alone():
+    stream = np.arange(1000)
+
+    def batch(seed, step):
+        return training_batch(stream, 8, 5, seed, step)[0]
+
+    first = batch(3, 7)
+    np.random.default_rng(0).random()
+    torch.manual_seed(5)
+    assert torch.equal(first, batch(3, 7))
+    assert not torch.equal(first, batch(4, 7))
+    assert not torch.equal(first, batch(3, 8))
+    assert not torch.equal(first, batch(7, 3))
 
 
-@pytest.mark.parametrize("accumulate", [1, 3])
-@pytest.mark.parametrize("size", [1, 2])
-def test_processes_and_passes_share_a_steps_batch(small, accumulate, size):
-    whole = training_batch(small.train, 12, 16, seed=5, step=7)
-    found = []
-    for rank in range(size):
-        passes = Batches(config(seed=5, accumulate=accumulate), small, Group(rank, size), CPU)[7]
-        assert len(passes) == accumulate
-        assert all(part.shape == (12 // accumulate // size, 16) for pair in passes for part in pair)
-        found += passes
-    for parts, expected in zip(zip(*found, strict=True), whole, strict=True):
-        assert torch.equal(torch.cat(parts), expected)
+def test_training_reaches_both_ends_of_the_stream():
+    inputs, targets = training_batch(np.arange(12), 64, 10, seed=0, step=0)
+    assert (inputs.min(), targets.max()) == (0, 11)
 
 
-def test_any_order_of_steps_gives_the_same_and_neighbours_are_cut_once(small, monkeypatch):
-    cut, original = [], module.training_batch
-    monkeypatch.setattr(module, "training_batch", lambda *args: cut.append(args[-1]) or original(*args))
-    batches = Batches(config(), small, Group(), CPU)
-    for step in (0, 1, 2, 9, 4):
-        ((inputs, targets),) = batches[step]
-        expected = original(small.train, 12, 16, 0, step)
-        assert torch.equal(inputs, expected[0])
-        assert torch.equal(targets, expected[1])
-    batches._thread.shutdown()
-    assert sorted(cut) == [0, 1, 2, 3, 4, 5, 9, 10]
+def test_training_takes_a_stream_of_exactly_one_window():
+    inputs, _ = training_batch(np.arange(11), 3, 10, seed=0, step=0)
+    assert torch.equal(inputs, torch.arange(10).expand(3, 10))
 
 
-def test_one_batch_again_and_again(small):
-    batches = Batches(config(overfit_batch=True), small, Group(), CPU)
-    assert torch.equal(batches[0][0][0], batches[8][0][0])
+def test_training_refuses_a_stream_too_short():
+    with pytest.raises(ValueError, match="has 10 tokens; sequence_len = 10 needs 11 or more"):
+        training_batch(np.arange(10), 3, 10, seed=0, step=0)
 
 
-def test_documents_are_those_of_the_step(small):
-    batches = Batches(config(), small, Group(), CPU)
-    starts = module.batch_starts(small.train, 12, 16, 0, 3)
-    assert batches.documents(3) == documents_at(small.train, starts, 17)
-    assert batches.documents(3) != batches.documents(4)
+@given(length=st.integers(2, 90), batch_size=st.integers(1, 5), sequence_len=st.integers(1, 12))
+def test_validation_covers_every_target_once(length, batch_size, sequence_len):
+    stream = np.arange(length, dtype=np.uint16)
+    batches = list(validation_batches(stream, batch_size, sequence_len))
+    inputs, targets = (torch.cat(part) for part in zip(*batches, strict=True))
+    real = targets >= 0
+    assert torch.equal(targets[real], torch.arange(1, length))
+    assert torch.equal(inputs[real], torch.arange(length - 1))
+    assert (targets[~real] == -1).all()
+    assert (~real).sum() < batch_size * sequence_len
+    assert all(part.shape == (batch_size, sequence_len) for batch in batches for part in batch)

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from l3paper import GPT
-from l3paper.data.corpus import read_documents, split_documents
-from l3paper.data.streams import validation_batches
+from l3paper.data.batches import validation_batches
+from l3paper.data.sources import read_documents
+from l3paper.data.split import split_documents
 from l3paper.train import train
 from l3paper.training.evaluation import evaluate, word_perplexity
 

@@ -1,23 +1,27 @@
-"""Documents: every kind of source, what goes wrong with it, and the split by name."""
+"""Documents: every kind of source, what is left out, and what goes wrong."""
 
+import bz2
+import codecs
+import gzip
 import io
 import json
+import lzma
+import os
+import subprocess
 import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import assume, example, given
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from l3paper.data.corpus import Document, fingerprint, read_documents, split_documents
+from l3paper.data.readers import read_texts
+from l3paper.data.sources import Document, fingerprint, open_source, read_documents
 
 TEXTS = ["first\nstory\n", "zweite Geschichte: süß", "第三"]
 
 documents_of = st.lists(st.builds(Document, st.text(max_size=8), st.text(max_size=8)), min_size=2)
-HUNDRED = [Document(f"file{i}.txt#0", f"text {i}") for i in range(100)]
-VALIDATING = [f"file{i}.txt#0" for i in (91, 19, 3, 8, 18, 4)]
-"""Those of them whose names have the smallest hashes: the same everywhere."""
 
 
 def jsonl(rows):
@@ -130,19 +134,19 @@ def test_missing_package_names_the_extra(folder, monkeypatch, module, source, ex
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.md", b"text", r"'a.md' must end in one of .txt, .jsonl, .parquet"),
+        ("a.md", b"text", r"'a.md' must end in .txt or .jsonl"),
         ("a.txt", b"caf\xe9", "a.txt, line 1: not UTF-8 text"),
         ("a.txt", b"", "holds no text"),
         ("a.txt", b"<|endoftext|>\n", "holds no text"),
         ("a.txt", b"one\ntwo\0", "a.txt, line 2: a NUL byte"),
         ("a.jsonl", b'{"text": "caf\xe9"}', "a.jsonl, line 1: not UTF-8 text"),
-        ("a.jsonl", b'{"text": "x"}\n\n{"text": \n', "a.jsonl, line 3: no JSON object"),
+        ("a.jsonl", b'{"text": "x"}\n\n{"text": \n', "a.jsonl, line 3: not a JSON object"),
         ("a.jsonl", b'{"body": "x"}\n', "a.jsonl, line 1: .* string 'text'"),
-        ("a.jsonl", b'{"text": 3}\n', "a.jsonl, line 1: .* string 'text'"),
+        ("a.jsonl", b'{"text": 3}\n', "a.jsonl, line 1: 'text' is '3', not a string"),
         ("a.jsonl", b'["text"]\n', "a.jsonl, line 1: .* string 'text'"),
-        ("a.parquet", b"PAR1 no more", "'a.parquet' has no readable column 'text'"),
-        ("a.parquet", parquet({"body": ["x"]}), "'a.parquet' has no readable column 'text'"),
-        ("a.parquet", parquet({"text": [1, 2]}), "'a.parquet' has no readable column 'text'"),
+        ("a.parquet", b"PAR1 no more", "a.parquet, after row 0: not a readable .parquet file"),
+        ("a.parquet", parquet({"body": ["x"]}), "a.parquet, which has no column 'text'"),
+        ("a.parquet", parquet({"text": [1, 2]}), "a.parquet, row 1: 'text' is '1', not a string"),
         ("a.parquet", parquet({"text": [""]}), "holds no text"),
     ],
 )
@@ -153,9 +157,9 @@ def test_bad_file_is_refused(tmp_path, name, content, message):
 
 
 def test_missing_path_and_empty_folder_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"nowhere' is no file or folder, nor 'stdlib' or 'hf:NAME'"):
+    with pytest.raises(ValueError, match=r"nowhere': not a file or folder, nor 'stdlib' or 'hf:NAME'"):
         read_documents(str(tmp_path / "nowhere"))
-    with pytest.raises(ValueError, match=r"' has no file .txt or .jsonl or .parquet"):
+    with pytest.raises(ValueError, match=r"' has no file to train on"):
         read_documents(str(tmp_path))
 
 
@@ -206,50 +210,6 @@ def test_fingerprints_are_equal_exactly_for_equal_documents(one, other):
     assert (fingerprint(one) == fingerprint(other)) == (one == other)
 
 
-def pieces(documents):
-    """(name, text) of every document, those that were cut put together again."""
-    whole = [d for d in documents if not d.name.endswith(" (end)")]
-    ends = [(d.name.removesuffix(" (end)"), d.text) for d in documents if d not in whole]
-    for name, end in ends:
-        place = next(i for i, d in enumerate(whole) if d.name == name)
-        whole[place] = Document(name, whole[place].text + end)
-    return sorted(whole)
-
-
-@given(
-    st.lists(st.builds(Document, st.uuids().map(str), st.text(min_size=50, max_size=5000)), min_size=1)
-)
-@example([Document("book", "no line end")])
-@example([Document("book", "".join(f"line {i:02}\n" for i in range(100)))])
-@example([Document(str(i), "text " * 3**i) for i in range(10)])
-@example([Document("a", "1" * 1000), Document("b", "2" * 1000)])
-def test_split_holds_out_a_twentieth_of_the_text_and_loses_nothing(documents):
-    train, validation = split_documents(documents)
-    assert pieces(train + validation) == sorted(documents)
-    total = sum(len(d.text) for d in documents)
-    held_out = sum(len(d.text) for d in validation)
-    assert 0.04 * total - 1 <= held_out <= 0.06 * total + 1
-    assert train
-    assert validation
-
-
-def test_split_depends_on_names_alone_and_not_on_their_order():
-    sides = [{d.name for d in side} for side in split_documents(HUNDRED)]
-    assert [{d.name for d in side} for side in split_documents(HUNDRED[::-1])] == sides
-    assert sides[1] == set(VALIDATING)
-
-
-def test_a_long_document_is_cut_at_a_line_end():
-    [train], [validation] = split_documents([Document("book", "ten bytes\n" * 100)])
-    assert train.text == "ten bytes\n" * 95
-    assert validation == Document("book (end)", "ten bytes\n" * 5)
-
-
-def test_a_text_too_short_to_divide_is_refused():
-    with pytest.raises(ValueError, match="the text has 2 characters; that is too short"):
-        split_documents([Document("a", "1"), Document("b", "2")])
-
-
 def test_the_first_bytes_of_the_standard_library_are_a_sample_of_all_of_it():
     documents = read_documents("stdlib", 800_000)
     initials = [document.name[0] for document in documents]
@@ -268,3 +228,118 @@ def test_generated_files_are_left_out(tmp_path, monkeypatch):
         (tmp_path / name).write_text(text)
     monkeypatch.setattr("sysconfig.get_path", lambda _: str(tmp_path))
     assert [document.name for document in read_documents()] == ["written.py"]
+
+
+# Files of other people
+
+
+def compress(name, data):
+    if name.endswith(".zst"):
+        return pa.compress(data, codec="zstd", asbytes=True)
+    kinds = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
+    return kinds.get(name[name.rindex(".") :], lambda same: same)(data)
+
+
+TEXT_OF_A_FILE = st.text(
+    st.characters(exclude_characters="\0\r", codec="utf-8"), min_size=1, max_size=40
+)
+
+
+@settings(max_examples=30)
+@given(st.lists(TEXT_OF_A_FILE.map(lambda text: text + "\n"), min_size=1, max_size=5), st.booleans())
+def test_every_format_gives_the_same_documents(tmp_path_factory, documents, marked):
+    folder = tmp_path_factory.mktemp("formats")
+    assume(all("<|endoftext|>" not in text and not text.startswith("\ufeff") for text in documents))
+    mark = codecs.BOM_UTF8 if marked else b""
+    contents = {
+        ".txt": mark + "<|endoftext|>\n".join(documents).encode(),
+        ".jsonl": mark + jsonl({"text": text} for text in documents),
+        ".parquet": parquet({"text": documents}),
+    }
+    for ending, content in contents.items():
+        for compression in ("", ".gz", ".bz2", ".xz", ".zst") if ending != ".parquet" else ("",):
+            path = folder / f"A{ending.upper()}{compression}"
+            path.write_bytes(compress(path.name.lower(), content))
+            assert texts(path) == documents
+
+
+def test_names_that_begin_with_a_dot_and_other_kinds_are_left_out_and_said(tmp_path):
+    for name in ("a.txt", ".ipynb_checkpoints/a.txt", "._a.txt", "b.TXT", "c.pdf", "d.pdf"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f"text of {name}")
+    (tmp_path / "again").symlink_to(tmp_path)
+    source = open_source(str(tmp_path))
+    assert [document.name for document in source] == ["a.txt#0", "b.TXT#0"]
+    assert source.left_out == (
+        f"data folder '{tmp_path}': left out 2 .pdf files, 1 folders linked twice"
+    )
+
+
+def test_linked_folders_are_read_once(tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "a.txt").write_text("text")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "link").symlink_to(tmp_path / "there")
+    assert texts(tmp_path / "data") == ["text"]
+
+
+def test_what_cannot_be_opened_is_named(tmp_path):
+    (tmp_path / "a.txt").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"a\.txt cannot be read"):
+        texts(tmp_path)
+
+
+def test_a_file_name_that_is_not_utf8_is_read_and_named(tmp_path):
+    path = os.path.join(os.fsencode(tmp_path), b"caf\xe9.txt")
+    with open(path, "wb") as file:
+        file.write(b"one\n\xff\n")
+    with pytest.raises(ValueError, match=r"caf\\xe9\.txt, line 2: not UTF-8 text"):
+        texts(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "where"),
+    [
+        ("a.parquet", lambda: broken_parquet(), "a.parquet, row 2: not UTF-8"),
+        ("a.jsonl", lambda: jsonl([{"text": "x"}, {"text": "y" * 100}]), "a.jsonl, line 2: a document"),
+        ("a.parquet", lambda: parquet({"text": ["x", "y" * 100]}), "a.parquet, row 2: a document"),
+        ("a.txt", lambda: b"x\n<|endoftext|>\n" + b"y\n" * 50, "a.txt, line 3.*: a document"),
+        ("a.txt.gz", lambda: b"\x1f\x8b nothing", "a.txt.gz cannot be read"),
+    ],
+)
+def test_errors_name_file_and_row_and_one_rule_holds_for_long_documents(tmp_path, name, content, where):
+    path = tmp_path / name
+    path.write_bytes(content())
+    with pytest.raises(ValueError, match=where):
+        list(read_texts(path, name, limit=60))
+
+
+def broken_parquet():
+    """Its second row is not UTF-8, although its type says so."""
+    wrong = pa.array([b"fine", b"caf\xe9"]).view(pa.string())
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"text": wrong}), buffer)
+    return buffer.getvalue()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
+def test_a_file_that_stands_for_much_more_text_needs_little_memory(tmp_path):
+    """60 documents of 2 MB each, 120 MB in all, in a file of a few kB."""
+    path = tmp_path / "a.parquet"
+    text = "the same line again and again\n" * 70_000
+    pq.write_table(pa.table({"text": [f"{i}\n{text}" for i in range(60)]}), path, compression="zstd")
+    assert path.stat().st_size < 400_000
+    script = (
+        "import re, sys; from l3paper.data.split import plan_split; "
+        "from l3paper.data.sources import open_source; import pyarrow.parquet; "
+        "read = lambda: int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1]); "
+        "before = read(); split = plan_split(open_source(sys.argv[1])); print(1024 * (read() - before))"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True)
+    assert "near copies of each other" in done.stderr or int(done.stdout) < 90e6
+
+
+@pytest.mark.parametrize("given", ["", "nowhere"])
+def test_empty_and_missing_sources_are_refused(given):
+    with pytest.raises(ValueError, match="not a file or folder, nor 'stdlib' or 'hf:NAME'"):
+        read_documents(given)

@@ -1,0 +1,222 @@
+"""Sources of text: the standard library, files, folders, and datasets of a hub, as documents."""
+
+import hashlib
+import os
+import re
+import sysconfig
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+from l3paper.data.readers import checked_text, is_readable, read_text, read_texts
+from l3paper.errors import at_least
+
+TRAIN, VALIDATION, TEST = "train", "validation", "test"
+_SIDES = {
+    TEST: {"test", "tests", "testing"},
+    VALIDATION: {"val", "valid", "validation", "dev", "eval"},
+    TRAIN: {"train", "training"},
+}
+
+_LEFT_OUT = {"test", "tests", "idle_test", "lib2to3", "site-packages", "dist-packages"}
+_LEFT_OUT |= {"pydoc_data"}  # generated, and one of its files is as long as all validation documents
+_GENERATED = re.compile(r"\bgenerated\b", re.IGNORECASE)
+
+
+class Document(NamedTuple):
+    name: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """Documents that are read again, one at a time, whenever the source is iterated over."""
+
+    name: str
+    read: Callable[[], Iterable[Document]]
+    max_bytes: int | None = None
+    left_out: str = ""
+    """A sentence about the files of a folder that are not read, if there are any."""
+
+    def __iter__(self) -> Iterator[Document]:
+        """Yield documents that hold text, up to `max_bytes`. A terminal is shown how far this is."""
+        empty, left = True, self.max_bytes
+        shown = dict(unit=" characters", unit_scale=True, disable=None, delay=1, leave=False)
+        with tqdm(desc=f"reading {self.name}", **shown) as bar:
+            for name, text in self.read():
+                if left is not None:
+                    data = text.encode()
+                    text = data[:left].decode(errors="ignore")  # a cut character is dropped
+                    left -= len(data)
+                if text:
+                    empty = False
+                    yield Document(name, text)
+                    bar.update(len(text))
+                if left is not None and left <= 0:
+                    break
+        if empty:
+            raise ValueError(f"data source {self.name!r} holds no text. {self.left_out}".strip())
+
+
+def open_source(source: str = "stdlib", max_bytes: int | None = None) -> Source:
+    """Find the documents of `source`, which come in a fixed order.
+
+    `source` is one of
+        "stdlib"            the source files of Python's standard library, without its tests and
+                            generated files, in the order of a hash of their names
+        a path              a file that `read_texts` reads, or a folder of such files, in the order
+                            of their names; see `list_folder` for those that are left out
+        "hf:NAME[:CONFIG]"  the column "text" of a dataset's split "train", streamed into memory
+
+    `max_bytes` stops the reading after that many bytes of UTF-8 text; a stream needs it.
+
+    Raises ValueError, here or while it is read, for a source that cannot be read or holds no text,
+    and ImportError, naming the extra to install, if an optional package is missing.
+    """
+    if max_bytes is not None:
+        at_least(1, max_bytes=max_bytes)
+    path = Path(source)
+    if source == "stdlib":
+        return Source(source, _standard_library, max_bytes)
+    if source.startswith("hf:"):
+        if max_bytes is None:
+            raise ValueError(f"max_bytes is needed with {source!r}: a stream is read up to there")
+        stream = Source(source, lambda: _hub(source.removeprefix("hf:")), max_bytes)
+        documents = list(stream)
+        return Source(source, lambda: documents)
+    if source and path.is_dir():
+        names, left_out = list_folder(path)
+        return Source(corpus_name(source), lambda: _files(path, names), max_bytes, left_out)
+    if not source or not path.is_file():
+        raise ValueError(f"data is {source!r}: not a file or folder, nor 'stdlib' or 'hf:NAME'")
+    if not is_readable(path.name):
+        raise ValueError(
+            f"data file {path.name!r} must end in .txt or .jsonl (or .gz, .bz2, .xz, .zst after "
+            "either) or .parquet"
+        )
+    return Source(corpus_name(source), lambda: _files(path.parent, [path.name]), max_bytes)
+
+
+def corpus_name(source: str) -> str:
+    """What records call a source: a file or folder without the way to it."""
+    return source if source == "stdlib" or source.startswith("hf:") else _printable(Path(source).name)
+
+
+def read_documents(source: str = "stdlib", max_bytes: int | None = None) -> list[Document]:
+    """All documents of a source; see `open_source`."""
+    return list(open_source(source, max_bytes))
+
+
+def fingerprint(documents: Iterable[Document]) -> str:
+    """SHA-256 over names and texts: two corpora with the same fingerprint are the same."""
+    digest = hashlib.sha256()
+    for part in chain.from_iterable(documents):
+        data = part.encode()
+        digest.update(len(data).to_bytes(8, "little") + data)
+    return digest.hexdigest()
+
+
+def name_hash(purpose: str, name: str) -> bytes:
+    """A digest to sort names by, in another order for every purpose."""
+    return hashlib.sha256(f"{purpose} {name}".encode()).digest()
+
+
+@cache
+def named_side(name: str) -> str | None:
+    """The side that a word of a file's name, or else of its folders' names, puts it on."""
+    for part in reversed(name.split("/")):
+        words = set(re.findall("[a-z]+", part.lower()))
+        for side, of_side in _SIDES.items():
+            if words & of_side:
+                return side
+    return None
+
+
+def list_folder(root: Path) -> tuple[list[str], str]:
+    """(the names of the files to read, a sentence about what is left out or "").
+
+    Files of other kinds and test files are left out, and, if both sides are named, files whose names
+    put them on neither. Names that begin with a dot do not count. Links to folders are followed, but
+    no folder is entered twice. Raises ValueError if a folder cannot be opened or no file remains.
+    """
+    paths, left_out = [], Counter()
+    entered = {root.stat()[1:3]}  # inode and device
+    for folder, folders, files in os.walk(root, followlinks=True, onerror=_refuse):
+        for name in sorted(folders):
+            place = Path(folder, name).stat()[1:3]
+            if name.startswith(".") or place in entered:
+                folders.remove(name)
+                left_out["folders linked twice"] += not name.startswith(".")
+            entered.add(place)
+        folders.sort()
+        for name in files:
+            if is_readable(name) and not name.startswith("."):
+                paths.append(Path(folder, name).relative_to(root))
+            elif not name.startswith("."):
+                left_out[f"{_printable(Path(name).suffix) or 'other'} files"] += 1
+    names = [path.as_posix() for path in sorted(paths)]
+    both = {TRAIN, VALIDATION} <= set(map(named_side, names))
+    for name in names.copy():
+        if named_side(name) == TEST or (both and named_side(name) is None):
+            names.remove(name)
+            left_out["test files" if named_side(name) else "files named for neither side"] += 1
+    told = ", ".join(f"{number} {what}" for what, number in left_out.most_common(9) if number)
+    told = f"data folder {_printable(str(root))!r}: left out {told}" if told else ""
+    if not names:
+        raise ValueError(f"data folder {_printable(str(root))!r} has no file to train on. {told}")
+    return names, told
+
+
+def _refuse(error: OSError) -> None:
+    raise ValueError(f"a folder of the data cannot be read: {error}") from error
+
+
+def _printable(name: str) -> str:
+    """A file's name in which bytes that are not UTF-8 are written as escapes."""
+    return os.fsencode(name).decode(errors="backslashreplace")
+
+
+def _files(root: Path, names: list[str]) -> Iterator[Document]:
+    for name in names:
+        path, name = root / name, _printable(name)
+        if not path.is_file():
+            raise ValueError(f"{name} cannot be read: it is not a regular file, or a broken link")
+        for number, text in enumerate(read_texts(path, name)):
+            yield Document(f"{name}#{number}", text)
+
+
+def _standard_library() -> Iterator[Document]:
+    """The order by a hash of the names makes the first bytes a fair sample of the whole.
+
+    Generated files, which say so in their first lines, depend on how this Python was built.
+    """
+    root = Path(sysconfig.get_path("stdlib"))
+    names = [path.relative_to(root) for path in root.rglob("*.py")]
+    for name in sorted(names, key=lambda name: name_hash("order", name.as_posix())):
+        if _LEFT_OUT.intersection(name.parts) or name.parts[0].startswith("config-"):
+            continue
+        text = read_text(root / name)
+        if not _GENERATED.search("".join(text.splitlines(keepends=True)[:3])):
+            yield Document(name.as_posix(), text)
+
+
+def _hub(name: str) -> Iterator[Document]:
+    try:
+        import datasets
+    except ImportError as error:
+        raise ImportError(
+            "streaming 'hf:' data needs the extra l3paper[hf]: pip install datasets"
+        ) from error
+    dataset, _, config = name.partition(":")
+    try:
+        rows = datasets.load_dataset(dataset, config or None, split="train", streaming=True)
+        for number, row in enumerate(rows):
+            yield Document(f"{name}#{number}", checked_text(row["text"], f"row {number + 1}"))
+    except (OSError, KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"dataset {name!r} cannot be streamed: {error}") from error
