@@ -36,32 +36,31 @@ class Part(NamedTuple):
 
 
 def parts(folder: Path, toy: bool = False, data: str = "stdlib", words: str = "") -> dict[str, Part]:
-    """All parts by name, in their order: first the cheap ones that may show that the rest is in vain.
+    """All parts by name; the cheap ones, which may show that the rest is not worth running, are first.
 
     A benchmark NAME writes `gpu/NAME.json` in `folder`, an experiment its runs into `runs`. Toy parts
     are for the CPU. Experiments train on `data` and are evaluated on `words`.
     """
-    device, repeats, seeds = ("cpu", "1", "1") if toy else ("cuda", "7", "3")
+    device, rounds, seeds = ("cpu", "--repeats 1", "1") if toy else ("cuda", "--repeats 7", "3")
     setting, size, large, preset = ["smoke"] * 4 if toy else ("paper", "100M", "400M", "gpu")
     text = ["--data", data, "--words", words, "--seeds", seeds, "--jobs", "1"]
     all_parts = {}
     for name, minutes, words_of_command in (
         ("correctness", 1, "bench correctness"),
-        ("lookup", 3, f"bench lookup --setting {setting} --dtype bfloat16"),
-        ("throughput", 5, f"bench throughput --size {size}"),
+        ("lookup", 3, f"bench lookup {rounds} --setting {setting} --dtype bfloat16"),
+        ("throughput", 5, f"bench throughput {rounds} --size {size}"),
         ("main", 20, f"experiments main --preset {preset}"),
-        ("throughput-large", 8, f"bench throughput --size {large}"),
+        ("throughput-large", 8, f"bench throughput {rounds} --size {large}"),
         ("allocation", 9, f"experiments allocation --preset {preset}"),
         ("k_max", 5, f"experiments k_max --preset {preset}"),
-        ("decode", 4, f"bench decode --preset {preset}"),
-        ("decode-places", 6, f"bench decode --preset {preset} --sweep"),
+        ("decode", 4, f"bench decode {rounds} --preset {preset}"),
+        ("decode-places", 6, f"bench decode {rounds} --preset {preset} --sweep"),
     ):
         module, *flags = words_of_command.split()
         if resumes := module == "experiments":
             flags += [*text, "--folder", str(folder / "runs")]
         else:
-            flags += ["--device", device, "--repeats", repeats]
-            flags += ["--json", str(folder / "gpu" / f"{name}.json")]
+            flags += ["--device", device, "--json", str(folder / "gpu" / f"{name}.json")]
         all_parts[name] = Part(minutes, ["-m", f"l3paper.{module}", *flags], resumes)
     return all_parts
 

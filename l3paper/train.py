@@ -129,7 +129,7 @@ def train(
             train_on(run, show_progress and is_rank_zero(), before_step)
         except Diverged as error:
             _leave_diverged(run, error)
-            error.record = record | report.measured(config, run.progress)
+            error.record = record | {"diverged": str(error)} | report.measured(config, run.progress)
             raise
         record |= report.measured(config, run.progress)
         model = run.model

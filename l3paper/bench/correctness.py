@@ -22,7 +22,7 @@ def check_lookups(
     lookups: Mapping[str, Lookup] = LOOKUPS,
     allocations: Sequence[list[int]] = ALLOCATIONS,
 ) -> list[dict]:
-    """The largest relative error of every lookup over all allocations, by type, tied and untied.
+    """Find every lookup's largest relative error over all allocations, by type, tied and untied.
 
     The specification is the loop, in float64 on the CPU, on the same inputs as rounded to the type.
     """

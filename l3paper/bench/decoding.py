@@ -28,7 +28,7 @@ BATCHES = (1, 8, 64, 300)
 def bench_decode(
     preset: str, repeats: int, device: torch.device, sweep: bool, steps: int = 32
 ) -> list[dict]:
-    """Time a preset's model, dense and with its tables in each place, by batch size; one row each.
+    """Time decoding by a preset's model, dense and with its tables in each place, by batch size.
 
     With `sweep`, the L3 layer is behind every block in turn instead, at batch 1: behind an early block,
     the copy of its rows shows. Bytes are those of the rows that were read, per token.

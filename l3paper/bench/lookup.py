@@ -44,7 +44,7 @@ SETTINGS = {
 }
 
 
-def allocation_and_batch(setting: LookupSetting) -> tuple[list[int], Tensor]:
+def _allocation_and_batch(setting: LookupSetting) -> tuple[list[int], Tensor]:
     """Rows per token by LZW, and the ids (positions,) of a training batch of the default corpus."""
     corpus = load_corpus(vocab_size=setting.vocab_size)
     alloc = compute_lzw_allocation(corpus.documents(), setting.vocab_size, setting.n_emb, setting.k_max)
@@ -67,13 +67,13 @@ def flex(query: Tensor, token_ids: Tensor, bounds: Tensor, keys: Tensor, values:
 
 
 def bench_lookup(
-    setting: LookupSetting,
+    setting: str,
     repeats: int,
     device: torch.device,
-    dtype: torch.dtype = torch.float32,
+    dtype: str = "float32",
     memory: int | None = None,
 ) -> list[dict]:
-    """Time forward and backward of every lookup but the loop; one row each, and the sum of two floors.
+    """Time forward and backward of every lookup but the loop, beside the sum of two floors.
 
     A lookup that does not fit into `memory` bytes, by default those of the device, is left out, and a
     line on stderr says so. On CUDA, FlexAttention is timed as well.
@@ -82,7 +82,8 @@ def bench_lookup(
     that must move (touched rows read twice, the table's gradient and the activations written once)
     at the speed of a large copy.
     """
-    alloc, ids = allocation_and_batch(setting)
+    setting, dtype = SETTINGS[setting], getattr(torch, dtype)
+    alloc, ids = _allocation_and_batch(setting)
     ids, bounds = ids.to(device), allocation_to_bounds(alloc).to(device)
     torch.manual_seed(0)
     like = dict(device=device, dtype=dtype)
@@ -128,14 +129,15 @@ def bench_lookup(
     return [{**row, "times_grouped": row["seconds"] / medians["grouped"]} for row in results]
 
 
-def bench_optimizer(setting: LookupSetting, repeats: int, device: torch.device) -> list[dict]:
-    """Time one update of a setting's table by AdamW, by fused AdamW, and by SparseAdam; one row each.
+def bench_optimizer(setting: str, repeats: int, device: torch.device) -> list[dict]:
+    """Time one update of a table by AdamW, by fused AdamW, and by SparseAdam.
 
     The gradient is nonzero in the rows that a batch of the default corpus touches. SparseAdam is
     another algorithm: it leaves rows without a gradient alone, although their momentum would still
     move them.
     """
-    alloc, ids = allocation_and_batch(setting)
+    setting = SETTINGS[setting]
+    alloc, ids = _allocation_and_batch(setting)
     owner = torch.arange(setting.vocab_size).repeat_interleave(torch.tensor(alloc))
     touched = torch.isin(owner, ids).nonzero().flatten().to(device)
     gradient = torch.zeros(setting.n_emb, setting.width, device=device)
@@ -167,10 +169,11 @@ def bench_optimizer(setting: LookupSetting, repeats: int, device: torch.device) 
     ]
 
 
-def bench_allocation(repeats: int) -> list[dict]:
-    """Time the LZW scan of the default corpus and the allocation of rows after it; one row each.
+def bench_allocation(repeats: int, device: torch.device) -> list[dict]:
+    """Time the LZW scan of the default corpus, and the allocation of rows after it.
 
-    The scan is bound by one dictionary look-up per token, most of them far apart in memory.
+    The scan, on the CPU whatever the device, is bound by one dictionary look-up per token, most of them
+    far apart in memory.
     """
     corpus = load_corpus()
     documents = corpus.documents()

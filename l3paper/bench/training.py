@@ -11,13 +11,13 @@ from torch.profiler import ProfilerActivity
 from l3paper.bench.timing import interleaved_medians, peak_bytes, product_speed, profiler
 from l3paper.costs.accounting import Accounting
 from l3paper.data.streams import load_corpus, training_batch
-from l3paper.experiments.catalogue import DENSE, spread
+from l3paper.experiments.catalogue import DENSE, EXPERIMENTS, spread, without_and_with
 from l3paper.gpt import GPT
 from l3paper.layer import rms_norm
 from l3paper.parts.device import precision
 from l3paper.parts.optimizer import MuonAdamW
 from l3paper.training.build import build_model
-from l3paper.training.config import TrainConfig
+from l3paper.training.config import PRESETS, TrainConfig
 from l3paper.training.distributed import limit_gradients
 
 _PAPER = TrainConfig(
@@ -77,20 +77,26 @@ def make_step(config: TrainConfig, device: torch.device) -> Step:
     return Step(config, model, costs, model.setup_optimizer(), (inputs, targets))
 
 
-def bench_train_step(configs: dict[str, TrainConfig], repeats: int, device: torch.device) -> list[dict]:
-    """Time a training step of every model; one row each, with its speed relative to the first."""
+def bench_train_step(
+    preset: str, experiment: str | None, repeats: int, device: torch.device
+) -> list[dict]:
+    """Time a training step of a preset's models, without L3 and with it, or of an experiment's."""
+    configs = without_and_with(PRESETS[preset])
+    if experiment:
+        configs = EXPERIMENTS[experiment].configs(preset, "stdlib")
     steps = {name: make_step(config, device) for name, config in configs.items()}
-    return _side_by_side(steps, {}, repeats)[0]
+    return _rows(steps, interleaved_medians(_jobs(steps), repeats))
 
 
-def _side_by_side(
-    steps: dict[str, Step], layer: dict[str, Callable[[], None]], repeats: int
-) -> tuple[list[dict], dict[str, float]]:
-    """Return one row per step, and the median seconds of all jobs, those of `layer` among them."""
-    jobs = dict(layer)
+def _jobs(steps: dict[str, Step]) -> dict[str, Callable[[], None]]:
+    jobs = {}
     for name, step in steps.items():
         jobs |= {f"{name}: passes": step.gradients, f"{name}: update": step.update}
-    medians = interleaved_medians(jobs, repeats)
+    return jobs
+
+
+def _rows(steps: dict[str, Step], medians: dict[str, float]) -> list[dict]:
+    """One row per step, from the median seconds of its jobs. The first step is the dense model's."""
     rows = []
     for name, step in steps.items():
         update = medians[f"{name}: update"]
@@ -98,12 +104,12 @@ def _side_by_side(
         speed = step.config.batch_size * step.config.sequence_len / seconds
         row = {"model": name, "seconds": seconds, "tokens_per_second": speed}
         rows.append(row | {"optimizer_share": update / seconds})
-    first = rows[0]["tokens_per_second"]
-    return [row | {"speed_of_dense": row["tokens_per_second"] / first} for row in rows], medians
+    dense = rows[0]["tokens_per_second"]
+    return [row | {"speed_of_dense": row["tokens_per_second"] / dense} for row in rows]
 
 
 def bench_throughput(size: str, repeats: int, device: torch.device) -> list[dict]:
-    """Time and profile dense, one and two L3 layers at equal depth; one row each.
+    """Time and profile a training step without, with one, and with two L3 layers at equal depth.
 
     "utilisation" is the speed of the step's operations, counted by the accounting, divided by that of
     one large product in the type that the model computes in. The shares of lookups (with the copies of
@@ -113,7 +119,8 @@ def bench_throughput(size: str, repeats: int, device: torch.device) -> list[dict
     steps = {"dense": make_step(replace(base, **DENSE), device)}
     for layers, name in enumerate(("L3", "L3, two layers"), start=1):
         steps[name] = make_step(replace(base, l3_after_layers=spread(base, layers)), device)
-    rows, medians = _side_by_side(steps, layer_jobs(steps["L3"]), repeats)
+    medians = interleaved_medians(_jobs(steps) | layer_jobs(steps["L3"]), repeats)
+    rows = _rows(steps, medians)
     ceiling = product_speed(device, torch.bfloat16 if device.type == "cuda" else torch.float32)
     for row, step in zip(rows, steps.values(), strict=True):
         layers = len(step.model.l3_layers)

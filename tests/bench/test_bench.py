@@ -17,16 +17,17 @@ from l3paper.experiments.catalogue import EXPERIMENTS
 from l3paper.lookup import LOOKUPS, loop
 
 CPU = torch.device("cpu")
+ONCE = ["--repeats", "1"]
 
 
 def recorded(path, *flags):
-    """The record of a benchmark on the CPU, one round of it."""
-    assert main([*flags, "--repeats", "1", "--device", "cpu", "--json", str(path)]) == 0
+    """The record of a benchmark on the CPU."""
+    assert main([*flags, "--device", "cpu", "--json", str(path)]) == 0
     return json.loads(path.read_text())
 
 
 def test_lookup_table_and_record(corpus, tmp_path, capfd):
-    record = recorded(tmp_path / "lookup.json", "lookup", "--setting", "smoke")
+    record = recorded(tmp_path / "lookup.json", "lookup", "--setting", "smoke", *ONCE)
     said = capfd.readouterr()
     assert said.err == ""
     printed = said.out.splitlines()
@@ -43,7 +44,7 @@ def test_lookup_table_and_record(corpus, tmp_path, capfd):
 
 
 def test_padded_is_left_out_if_it_does_not_fit(corpus, capsys):
-    results = bench_lookup(SETTINGS["smoke"], 1, CPU, torch.bfloat16, memory=1_000_000)
+    results = bench_lookup("smoke", 1, CPU, "bfloat16", memory=1_000_000)
     assert "padded is left out: it would gather" in capsys.readouterr().err
     assert "padded" not in {row["lookup"] for row in results}
     assert all(row["seconds"] > 0 for row in results)
@@ -60,14 +61,14 @@ def test_flex_attention_computes_the_same_lookup(tied):
 
 
 def test_optimizer_compares_the_ways_to_update(corpus):
-    by_name = {row["update"]: row for row in bench_optimizer(SETTINGS["smoke"], 1, CPU)}
+    by_name = {row["update"]: row for row in bench_optimizer("smoke", 1, CPU)}
     assert by_name["AdamW, fused"]["times_fused"] == 1
     touched = by_name["SparseAdam, touched rows only"]["rows"]
     assert 0 < touched < by_name["AdamW"]["rows"] == SETTINGS["smoke"].n_emb
 
 
 def test_train_step_compares_with_dense(corpus, tmp_path, capsys):
-    results = recorded(tmp_path / "step.json", "train-step", "--preset", "smoke")["results"]
+    results = recorded(tmp_path / "step.json", "train-step", "--preset", "smoke", *ONCE)["results"]
     assert "optimizer share" in capsys.readouterr().out
     assert [row["model"] for row in results] == ["dense", "L3"]
     assert results[0]["speed_of_dense"] == 1
@@ -76,7 +77,7 @@ def test_train_step_compares_with_dense(corpus, tmp_path, capsys):
 
 def test_train_step_times_every_model_of_the_main_comparison(tmp_path):
     record = recorded(
-        tmp_path / "steps.json", "train-step", "--experiment", "main", "--preset", "smoke"
+        tmp_path / "steps.json", "train-step", "--experiment", "main", "--preset", "smoke", *ONCE
     )
     configs = EXPERIMENTS["main"].configs("smoke", "stdlib")
     assert [row["model"] for row in record["results"]] == list(configs)
@@ -84,7 +85,7 @@ def test_train_step_times_every_model_of_the_main_comparison(tmp_path):
 
 
 def test_throughput_accounts_for_a_step(tmp_path, capsys):
-    rows = recorded(tmp_path / "throughput.json", "throughput")["results"]
+    rows = recorded(tmp_path / "throughput.json", "throughput", *ONCE)["results"]
     assert "optimizer share" in capsys.readouterr().out
     config = SIZES["smoke"]
     assert [row["model"] for row in rows] == ["dense", "L3", "L3, two layers"]
@@ -128,7 +129,7 @@ def test_correctness_reads_no_text(tmp_path):
 
 
 def test_allocation_counts_tokens(corpus):
-    scan, give = bench_allocation(repeats=1)
+    scan, give = bench_allocation(1, CPU)
     assert scan["tokens_per_second"] == pytest.approx(len(corpus.train) / scan["seconds"])
     assert give["seconds"] < scan["seconds"]
 

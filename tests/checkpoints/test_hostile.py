@@ -5,15 +5,19 @@ import os
 import pickle
 import re
 import shutil
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save
 
-from helpers import Bomb, flip, rewrite, run_module
+from helpers import SIZES, Bomb, as_flags, flip, rewrite, run_module
+from l3paper.checkpoints.model import TABLES as PLACES
 from l3paper.checkpoints.model import load_model
 from l3paper.checkpoints.run import Checkpoints, RunFolder
 from l3paper.data.corpus import MAX_LINE, read_documents
@@ -22,9 +26,7 @@ from l3paper.generate import main as generate_main
 from l3paper.train import main as train_main
 from l3paper.training.config import TrainConfig
 
-SIZES = {"vocab-size": 270, "depth": 2, "n-embd": 32, "sequence-len": 16, "batch-size": 4}
-SIZES |= {"num-iterations": 4, "l3-n-emb": 400, "eval-tokens": 64}
-FLAGS = [f"--{name}={value}" for name, value in SIZES.items()]
+FLAGS = as_flags(SIZES | dict(vocab_size=270, num_iterations=4, l3_n_emb=400, eval_tokens=64))
 TEXT = "one two three four five six seven\n" * 40
 
 
@@ -41,7 +43,7 @@ def contents(folder):
 
 TEXTS = {
     "empty": ("a.txt", b"", "data source .*a.txt' holds no text"),
-    "one token": ("a.txt", b"a", "the only one and has no line end to split it at"),
+    "one token": ("a.txt", b"a", "too short to hold out a part"),
     "a few tokens": ("a.txt", b"a\nb\n", r"supports only 25\d"),
     "not UTF-8": ("a.txt", b"one\ncaf\xe9\n", "a.txt, line 2: not UTF-8 text"),
     "binary": ("a.txt", bytes(range(256)) * 9, "a.txt, line 1: a NUL byte; this is no text"),
@@ -184,13 +186,175 @@ def test_checkpoint_of_another_configuration(copy):
     assert contents(copy) == before
 
 
-def test_a_file_is_no_checkpoint(tmp_path):
+def test_a_file_is_not_a_checkpoint(tmp_path):
     file = tmp_path / "model.pkl"
     file.write_bytes(pickle.dumps(Bomb(tmp_path / "executed")))
     code, said = run("generate", "--checkpoint", file, "--prompt", "one")
     assert (code, said.count("\n")) == (2, 1)
     assert "model.pkl" in said
     assert not (tmp_path / "executed").exists()
+
+
+# A model from a stranger, who can compute its sums again
+
+
+def sizes(**changes):
+    """Change the configuration."""
+
+    def change(folder):
+        config = json.loads((folder / "config.json").read_text())
+        rewrite(folder, "config.json", json.dumps(config | changes).encode())
+
+    return change
+
+
+def tokenizer(model=(), **changes):
+    """Change parts of the tokenizer, or of its model."""
+
+    def change(folder):
+        parts = json.loads((folder / "tokenizer.json").read_text())
+        parts["model"] |= dict(model)
+        rewrite(folder, "tokenizer.json", json.dumps(parts | changes).encode())
+
+    return change
+
+
+def tensors(file, alter):
+    """Change the tensors of a file that `alter`, given all of them, returns."""
+
+    def change(folder):
+        old = load_file(folder / file)
+        rewrite(folder, file, save(old | alter(old)))
+
+    return change
+
+
+def cast(file, dtype):
+    return tensors(file, lambda old: {n: t.to(dtype) for n, t in old.items() if n.endswith("weight")})
+
+
+def bounds(alter):
+    return tensors(WEIGHTS, lambda old: {n: alter(t) for n, t in old.items() if n.endswith("bounds")})
+
+
+def in_place(name, make):
+    """Put something else in a file's place."""
+
+    def change(folder):
+        (folder / name).unlink()
+        make(folder / name)
+
+    return change
+
+
+def endless(path):
+    path.symlink_to("/dev/zero")
+
+
+def huge(path):
+    with open(path, "wb") as file:
+        file.truncate(10**10)  # a hole: it takes no room on the disk
+
+
+def header(text, claimed=None):
+    """A tables file with this header, which says that it has `claimed` bytes."""
+    content = (claimed or len(text)).to_bytes(8, "little") + text
+    return lambda folder: rewrite(folder, TABLES, content)
+
+
+TABLES = "tables.safetensors"
+MANY = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 10}
+PADDING = {"strategy": {"Fixed": 10**9}, "direction": "Right", "pad_to_multiple_of": None}
+PADDING |= {"pad_id": 0, "pad_type_id": 0, "pad_token": "a"}
+SLOW = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
+HOSTILE = {
+    "context of billions": (sizes(sequence_len=2**31 - 1), "sequence_len is 2147483647; it must be"),
+    "10,000 blocks": (sizes(n_layer=10_000), "n_layer = 10000 and n_experts = 0 need at least 10000"),
+    "a million experts": (sizes(n_experts=2**20), "n_experts = 1048576 need"),
+    "width of a million": (sizes(n_embd=2**20), "is of type torch.float32 .*; it must be .* 1048576"),
+    "billions of rows": (sizes(l3_n_emb=2**31 - 1), r"kv_weight is .* must be .* \[2147483647, 32"),
+    "no L3 layer": (sizes(l3_after_layers=""), "the model has no tensor 'l3_layers"),
+    "a size that is a flag": (sizes(n_layer=True), "n_layer is True; it must be of type int"),
+    "a size beyond integers": (sizes(vocab_size=10**400), "vocab_size is 1000"),
+    "an unknown setting": (sizes(surplus=1), "'surplus', which is not a setting"),
+    "another vocabulary": (sizes(vocab_size=271), "tokenizer.json has 270 tokens"),
+    "padding": (tokenizer(padding=PADDING), "its padding is not"),
+    "truncation": (tokenizer(truncation={"max_length": 1}), "its truncation is not"),
+    "normalizers": (
+        tokenizer(normalizer={"type": "Sequence", "normalizers": [MANY] * 9}),
+        "its normalizer is not",
+    ),
+    "a slow pattern": (tokenizer(pre_tokenizer=SLOW), "its pre_tokenizer is not"),
+    "no pattern": (tokenizer(pre_tokenizer=None), "its pre_tokenizer is not"),
+    "a post-processor": (tokenizer(post_processor={"type": "ByteLevel"}), "its post_processor is not"),
+    "another decoder": (tokenizer(decoder={"type": "Fuse"}), "its decoder is not"),
+    "more special tokens": (tokenizer(added_tokens=[]), "its added_tokens is not"),
+    "another model": (tokenizer(dict(type="WordLevel", unk_token="none")), "its type is not"),
+    "a model without merges": (tokenizer(dict(merges=None)), "no vocabulary or no merges"),
+    "dropout": (tokenizer(dict(dropout=0.5)), "its dropout is not"),
+    "a merge of no tokens": (tokenizer(dict(merges=[["a", "zz"]])), "it merges .*'zz'"),
+    "ids with gaps": (tokenizer(dict(vocab={"a": 0, "b": 2})), "its ids have gaps"),
+    "missing bytes": (tokenizer(dict(vocab={"a": 0, "b": 1})), "not made of the 256 bytes"),
+    "deep JSON": (lambda f: rewrite(f, "tokenizer.json", b"[" * 10**6), "not a valid tokenizer"),
+    "tables in float64": (cast(TABLES, torch.float64), "kv_weight is of type torch.float64"),
+    "tables in float16": (cast(TABLES, torch.float16), "kv_weight is of type torch.float16"),
+    "weights in integers": (cast(WEIGHTS, torch.int64), "wte.weight is of type torch.int64"),
+    "a head in float64": (
+        tensors(WEIGHTS, lambda old: {"lm_head.weight": old["lm_head.weight"].double()}),
+        "lm_head.weight is of type torch.float64",
+    ),
+    "bounds of zeros": (bounds(torch.zeros_like), "bounds run over"),
+    "bounds that fall": (bounds(lambda t: t.index_fill(0, torch.tensor(9), 0)), "bounds must rise"),
+    "a surplus tensor": (tensors(WEIGHTS, lambda _: {"x": torch.ones(1)}), "has no tensor 'x'"),
+    "a header of petabytes": (header(b"{}", claimed=2**50), "header says that it has"),
+    "no numbers": (header(b'{"a":{"dtype":"F32","shape":[9],"data_offsets":[0,36]}}'), "is damaged"),
+    "a shape of nothing": (
+        header(b'{"a":{"dtype":"F32","shape":[0,%d],"data_offsets":[0,0]}}' % 2**63),
+        "describes 'a' as",
+    ),
+    "a type of others": (
+        header(b'{"a":{"dtype":"F8_E4M3","shape":[1],"data_offsets":[0,1]}}'),
+        "describes 'a' as",
+    ),
+    **{
+        f"{kind} for {name}": (in_place(name, make), f"{name} {said}")
+        for name in ("config.json", "tokenizer.json", "sums.json", WEIGHTS, TABLES)
+        for kind, make, said in (
+            ("a pipe", os.mkfifo, "is empty, or not a regular file"),
+            ("an endless device", endless, "is empty, or not a regular file"),
+        )
+    },
+    "sums of gigabytes": (in_place("sums.json", huge), "sums.json has 10,000,000,000 bytes"),
+}
+
+
+@pytest.fixture
+def little():
+    """A gigabyte of memory and a minute of time, beyond which this process ends with an error."""
+    resource = pytest.importorskip("resource")
+    if sys.platform != "linux":
+        pytest.skip("the size of a process is read from /proc")
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    before = signal.signal(signal.SIGALRM, lambda *_: pytest.fail("it takes too long"))
+    signal.alarm(60)
+    resource.setrlimit(resource.RLIMIT_AS, (now + 2**30, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize("tables", PLACES)
+@pytest.mark.parametrize("variant", HOSTILE)
+def test_a_hostile_model_is_refused_in_one_line(copy, little, variant, tables):
+    change, message = HOSTILE[variant]
+    change(copy / "model")
+    with pytest.raises(ValueError, match=message) as refused:
+        load_model(copy / "model", torch.device("cpu"), tables)
+    assert str(refused.value).startswith(f"checkpoint '{copy / 'model'}' cannot be used: ")
+    assert "\n" not in str(refused.value)
+    assert len(str(refused.value)) < 1000
 
 
 # Whatever comes
@@ -262,11 +426,11 @@ def changed(folder, copy, name, data):
     return copy
 
 
-FILES = ["config.json", "tokenizer.json", "sums.json", WEIGHTS, "tables.safetensors"]
+FILES = ["config.json", "tokenizer.json", "sums.json", WEIGHTS, TABLES]
 
 
 @BOUNDED
-@given(st.sampled_from(FILES), st.data(), st.sampled_from(["resident", "offloaded", "file"]))
+@given(st.sampled_from(FILES), st.data(), st.sampled_from(PLACES))
 def test_any_change_of_a_saved_model_is_refused_or_harmless(trained, tmp_path, name, data, tables):
     """Sums included, so that the change reaches those who read the file."""
     folder = changed(trained / "model", tmp_path / "m", name, data)

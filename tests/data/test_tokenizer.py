@@ -93,6 +93,12 @@ def test_tokenizer_with_a_gap_in_its_ids_is_refused(tokenizer):
         parse_tokenizer(json.dumps(written), "a.json")
 
 
+def test_a_written_tokenizer_is_read_as_it_was(tokenizer):
+    again = parse_tokenizer(tokenizer.to_str(), "a.json")
+    assert again.to_str() == tokenizer.to_str()
+    assert np.array_equal(*(encode_documents(each, TEXTS) for each in (again, tokenizer)))
+
+
 def test_training_is_repeatable(tokenizer):
     assert train_tokenizer(TEXTS, 280).to_str() == train_tokenizer(iter(TEXTS), 280).to_str()
 

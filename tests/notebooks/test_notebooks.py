@@ -221,7 +221,7 @@ def test_the_command_says_what_it_needs(tmp_path, notebook, monkeypatch, capsys)
     with pytest.raises(ValueError, match="nowhere is not there: run this in a checkout"):
         execute_all([], tmp_path / "nowhere")
     monkeypatch.setitem(sys.modules, "l3paper.notebooks.execution", None)  # it cannot be imported
-    with pytest.raises(ImportError, match="pip install '.\\[notebooks\\]'"):
+    with pytest.raises(ImportError, match=r"pip install '.\[notebooks\]'"):
         execute_all([], notebook("1").parent)
     assert main(["98", "99"]) == 2
     said = capsys.readouterr().err
