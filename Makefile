@@ -1,6 +1,7 @@
 # Each is enough on a fresh clone with Python 3.11 or newer:
 #   make figures   execute every notebook in order, rewrite its outputs and figures/
 #   make test      check the style, run the unit tests and run every notebook as a test
+#   make quick     for people at work: the style and the tests of the core, in under a minute
 # PYTHON=python3.12 make ... picks the interpreter; L3_PRESET=laptop or gpu runs larger experiments.
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ READY := .venv/.ready
 # On two cores, two processes of one thread each are faster than one process of two.
 TEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 2 --durations=5
 
-.PHONY: figures test gpu clean
+.PHONY: figures test quick gpu clean
 
 figures: $(READY)
 	$(BIN)/python -m l3paper.notebooks
@@ -20,6 +21,12 @@ test: $(READY)
 	$(BIN)/ruff format --check --quiet .
 	$(TEST) tests
 	$(TEST) --nbmake notebooks
+
+quick: $(READY)
+	$(BIN)/ruff check --quiet .
+	$(BIN)/ruff format --check --quiet .
+	$(TEST) tests/test_allocation.py tests/test_layer.py tests/test_gpt.py tests/lookup/test_reference.py \
+		tests/lookup/test_grouped.py tests/parts
 
 # With an NVIDIA GPU: check, time and train there. PARTS="main --minutes 9" runs one part, for so long.
 # GPU_PYTHON=python3 takes an interpreter that has a CUDA PyTorch already.

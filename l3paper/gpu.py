@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from l3paper.bench.report import tables
-from l3paper.errors import command, one_of
+from l3paper.errors import command, nonempty_path, one_of
 from l3paper.files import require_writable
 from l3paper.parts.device import pick_device
 from l3paper.records import RECORDS, environment, markdown, read_record, write_record
@@ -151,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=math.inf, metavar="N", help="stop after these")
     parser.add_argument("--data", default="stdlib", help="text of the experiments, as of l3paper.train")
     parser.add_argument("--words", default="", metavar="FILE", help="as of l3paper.train")
-    parser.add_argument("--folder", type=Path, help="of all records (default: figures/data)")
+    parser.add_argument("--folder", type=nonempty_path, help="of all records (default: figures/data)")
     parser.add_argument(
         "--dry-run", action="store_true", help="every part on the CPU at toy size; needs --folder"
     )

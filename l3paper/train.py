@@ -24,7 +24,7 @@ from l3paper.checkpoints.run import Checkpoints, Progress, RunFolder, run_folder
 from l3paper.costs.accounting import Accounting
 from l3paper.data.batches import require_length
 from l3paper.data.streams import TokenizedCorpus, load_corpus
-from l3paper.errors import Failure, command
+from l3paper.errors import Failure, command, nonempty_path
 from l3paper.files import cache_folder, require_writable
 from l3paper.gpt import GPT
 from l3paper.parts.device import precision
@@ -159,7 +159,8 @@ def prepare(
             f"{group.size} processes must divide it evenly"
         )
     corpus = load_corpus(config.data, config.vocab_size, config.data_bytes)
-    require_length(corpus.train, config.sequence_len)
+    require_length(corpus.train, config.sequence_len, "training text")
+    require_length(corpus.validation, config.sequence_len, "held-out text")
     torch.manual_seed(config.seed)
     model, costs = build_model(config, corpus)
     model.to(device)
@@ -319,9 +320,24 @@ def command_line() -> argparse.ArgumentParser:
         "Python's standard library, a few minutes on a laptop.",
     )
     add = parser.add_argument
-    add("--record", type=Path, metavar="FILE", help="the JSON record (default: in the cache folder)")
-    add("--save", type=Path, metavar="DIR", help="write the trained model here, for l3paper.generate")
-    add("--checkpoint-dir", type=Path, metavar="DIR", help="leave checkpoints here to resume from")
+    add(
+        "--record",
+        type=nonempty_path,
+        metavar="FILE",
+        help="the JSON record (default: in the cache folder)",
+    )
+    add(
+        "--save",
+        type=nonempty_path,
+        metavar="DIR",
+        help="write the trained model here, for l3paper.generate",
+    )
+    add(
+        "--checkpoint-dir",
+        type=nonempty_path,
+        metavar="DIR",
+        help="leave checkpoints here to resume from",
+    )
     add("--checkpoint-every", type=int, default=100, metavar="N", help="steps apart (default: 100)")
     add("--checkpoint-keep", type=int, default=2, metavar="N", help="keep the N newest (default: 2)")
     add("--resume", action="store_true", help="resume from the newest intact checkpoint, if any")
@@ -353,8 +369,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     write_record(path, run.record)
     if given.save:
         save_model(given.save, run.model, run.corpus.tokenizer)
-    encoding = sys.stdout.encoding or "utf-8"  # a terminal that lacks a letter is no reason to fail
-    print(report.report(run.record).encode(encoding, "backslashreplace").decode(encoding))
+    print(report.report(run.record))
     print(f"record: {path}")
     if given.save:
         print(f"model: {given.save}")

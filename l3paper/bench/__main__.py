@@ -4,7 +4,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 
 import torch
 
@@ -14,7 +13,7 @@ from l3paper.bench.lookup import SETTINGS, bench_allocation, bench_lookup, bench
 from l3paper.bench.report import as_table
 from l3paper.bench.training import SIZES, bench_throughput, bench_train_step
 from l3paper.data.streams import load_corpus
-from l3paper.errors import at_least, command
+from l3paper.errors import at_least, command, nonempty_path
 from l3paper.experiments.catalogue import EXPERIMENTS
 from l3paper.files import require_writable
 from l3paper.parts.device import pick_device
@@ -57,7 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for flag in flags:
             subparser.add_argument(f"--{flag}", **FLAGS[flag])
         subparser.add_argument("--device", default="auto", help="cpu, cuda or auto (default)")
-        subparser.add_argument("--json", type=Path, metavar="FILE", help="write the results there, too")
+        subparser.add_argument(
+            "--json", type=nonempty_path, metavar="FILE", help="write the results there, too"
+        )
     options = parser.parse_args(arguments)
     function, flags = BENCHMARKS[options.what]
     values = {flag: getattr(options, flag) for flag in flags}

@@ -22,10 +22,10 @@ from l3paper.files import sha256
 MOST_BYTES = {
     "sums.json": 2**16,
     "config.json": 2**16,
-    "tokenizer.json": 2**26,
+    "tokenizer.json": 2**25,
     "progress.json": 2**30,
 }
-"""For every JSON file of a checkpoint: enough for a million tokens, and for ten million steps."""
+"""For every JSON file of a checkpoint: enough for half a million tokens, and for ten million steps."""
 
 MOST_HEADER = 2**24
 """For the bytes of a safetensors file's header: enough for 100,000 tensors."""

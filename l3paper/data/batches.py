@@ -1,4 +1,4 @@
-"""Batches, cut from a stream of ids."""
+"""Batches cut from a stream of ids: at random places for training, all of it for evaluation."""
 
 from collections.abc import Iterator
 
@@ -14,7 +14,7 @@ def training_batch(
 ) -> tuple[Tensor, Tensor]:
     """Inputs and targets, each (batch_size, sequence_len) long, from random places of `stream`.
 
-    The places depend on (seed, step) alone, so a run can go on from any step.
+    The places depend on (seed, step) alone, so a run can resume from any step.
     Raises ValueError for a stream too short to hold one sequence and its last target.
     """
     starts = batch_starts(stream, batch_size, sequence_len, seed, step)
@@ -26,8 +26,8 @@ def training_batch(
 def batch_starts(
     stream: np.ndarray, batch_size: int, sequence_len: int, seed: int, step: int
 ) -> np.ndarray:
-    """Where the sequences of `training_batch` begin, shape (batch_size,)."""
-    require_length(stream, sequence_len)
+    """The places where the sequences of `training_batch` begin, shape (batch_size,)."""
+    require_length(stream, sequence_len, "training text")
     return np.random.default_rng([seed, step]).integers(len(stream) - sequence_len, size=batch_size)
 
 
@@ -38,11 +38,11 @@ def documents_at(stream: np.ndarray, starts: np.ndarray, length: int) -> list[in
     return sorted({i for a, b in zip(first, last, strict=True) for i in range(a, b + 1)})
 
 
-def require_length(stream: np.ndarray, sequence_len: int, side: str = "training") -> None:
-    """Raise ValueError, naming the side, unless `stream` holds one sequence and its last target."""
+def require_length(stream: np.ndarray, sequence_len: int, what: str) -> None:
+    """Raise ValueError, naming `what`, unless `stream` holds one sequence and its last target."""
     if len(stream) <= sequence_len:
         raise ValueError(
-            f"the {side} text has {len(stream)} tokens; sequence_len = {sequence_len} needs "
+            f"the {what} has {len(stream)} tokens; sequence_len = {sequence_len} needs "
             f"{sequence_len + 1} or more"
         )
 

@@ -21,7 +21,7 @@ MAX_DOCUMENT = 2**30
 """The most bytes that a document may take in its file, in every format: one is held in memory."""
 
 _CHUNK = 2**24  # bytes of a line that are read at once
-_READABLE = re.compile(r".*\.(?:(txt|jsonl)(?:\.(gz|bz2|xz|zst))?|(parquet))")
+_READABLE = re.compile(r"(?s:.*)\.(?:(txt|jsonl)(?:\.(gz|bz2|xz|zst))?|(parquet))")
 
 
 def is_readable(name: str) -> bool:

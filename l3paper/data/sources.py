@@ -71,7 +71,7 @@ def open_source(source: str = "stdlib", max_bytes: int | None = None) -> Source:
         "stdlib"            the source files of Python's standard library, without its tests and
                             generated files, in the order of a hash of their names
         a path              a file that `read_texts` reads, or a folder of such files, in the order
-                            of their names; see `list_folder` for those that are left out
+                            of their names, held-out files last; see `list_folder`
         "hf:NAME[:CONFIG]"  the column "text" of a dataset's split "train", streamed into memory
 
     `max_bytes` stops the reading after that many bytes of UTF-8 text; a stream needs it.
@@ -104,8 +104,10 @@ def open_source(source: str = "stdlib", max_bytes: int | None = None) -> Source:
 
 
 def corpus_name(source: str) -> str:
-    """What records call a source: a file or folder without the way to it."""
-    return source if source == "stdlib" or source.startswith("hf:") else _printable(Path(source).name)
+    """The name of a source in records: of a file or folder, without the way to it."""
+    if source == "stdlib" or source.startswith("hf:"):
+        return source
+    return _printable(Path(source).absolute().name)
 
 
 def read_documents(source: str = "stdlib", max_bytes: int | None = None) -> list[Document]:
@@ -162,7 +164,9 @@ def list_folder(root: Path) -> tuple[list[str], str]:
                 paths.append(Path(folder, name).relative_to(root))
             else:
                 left_out[f"{_printable(Path(name).suffix) or 'other'} files"] += 1
-    names = [path.as_posix() for path in sorted(paths)]
+    # Held-out files come last, so that `max_bytes` never leaves them alone, to be trained on.
+    paths.sort(key=lambda path: (named_side(path.as_posix()) == VALIDATION, path))
+    names = [path.as_posix() for path in paths]
     both = {TRAIN, VALIDATION} <= set(map(named_side, names))
     for name in names.copy():
         if named_side(name) == TEST or (both and named_side(name) is None):

@@ -25,9 +25,12 @@ from l3paper.data.tokenizer import (
 _FORMAT = 3  # of the cache, and of the split; a higher number leaves older files unused
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TokenizedCorpus:
-    """A corpus after tokenizing. `train` and `validation` are id streams, shape (tokens,)."""
+    """A corpus after tokenizing. `train` and `validation` are id streams, shape (tokens,).
+
+    Corpora of the same text and tokenizer are equal.
+    """
 
     name: str
     sha256: str
@@ -42,6 +45,12 @@ class TokenizedCorpus:
     @cached_property
     def tokenizer_sha256(self) -> str:
         return hashlib.sha256(self.tokenizer.to_str().encode()).hexdigest()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TokenizedCorpus) and hash(self) == hash(other)
+
+    def __hash__(self) -> int:
+        return hash((self.sha256, self.tokenizer_sha256))
 
     @cached_property
     def token_bytes(self) -> np.ndarray:

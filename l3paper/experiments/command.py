@@ -34,12 +34,16 @@ from l3paper.files import cache_folder, locked
 from l3paper.records import for_stdout, write_record
 from l3paper.train import Diverged, train
 from l3paper.training.config import PRESETS, TrainConfig
+from l3paper.training.signals import Interrupted
 
 PROGRAM = "python -m l3paper.experiments"
 
 EVERY = 500
 """Steps between checkpoints, besides the one that a signal causes: a table and its optimizer state
 take seconds to write."""
+
+PATIENCE = 20
+"""Seconds that stopped runs have to write a checkpoint, before they are killed."""
 
 
 def run_experiment(
@@ -109,26 +113,43 @@ def _workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
         try:
             yield pool
         except BaseException:
-            for process in multiprocessing.active_children():
-                if process not in others:
-                    process.terminate()
+            workers = [child for child in multiprocessing.active_children() if child not in others]
+            for worker in workers:
+                worker.terminate()
+            for worker in workers:
+                worker.join(PATIENCE)
+                worker.kill()
             raise
 
 
 def _submit(pool: ProcessPoolExecutor, config: TrainConfig, path: Path) -> Future:
-    """Submit a run. Ctrl-C reaches a terminal's every process; workers leave it to the command.
+    """Submit a run. The worker that may start for it inherits that Ctrl-C is blocked.
 
-    A worker that starts here inherits that from its first moment on.
+    A terminal sends Ctrl-C to all processes; the command stops its workers itself.
     """
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        return pool.submit(_work, config, path)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        return pool.submit(make_run, config, path)
+        return pool.submit(_work, config, path)
     finally:
-        signal.signal(signal.SIGINT, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _work(config: TrainConfig, path: Path) -> None:
+    """Make a run in a worker, which ends if a signal stops the run.
+
+    To return to the pool could be to wait forever, for a lock of a worker that was terminated.
+    """
+    try:
+        make_run(config, path)
+    except Interrupted:
+        os._exit(1)
 
 
 def _start_worker() -> None:
     torch.set_num_threads(1)  # so that sums are the same, however many runs share the machine
+    tqdm.set_lock(threading.RLock())  # a worker that is terminated would leak one between processes
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

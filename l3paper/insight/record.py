@@ -20,7 +20,7 @@ from l3paper.data.batches import require_length, training_batch
 from l3paper.data.sources import corpus_name
 from l3paper.data.streams import TokenizedCorpus
 from l3paper.data.tokenizer import token_text
-from l3paper.errors import at_least, command
+from l3paper.errors import at_least, command, nonempty_path
 from l3paper.experiments.catalogue import EXPERIMENTS
 from l3paper.experiments.runs import MissingRun, read_run
 from l3paper.gpt import GPT
@@ -46,7 +46,7 @@ def record_insight(run: TrainedRun, lens_steps: int, held_out: int = 32768) -> d
     """Look into a trained model, on the first `held_out` tokens of the held-out text."""
     model, corpus, config = run.model, run.corpus, run.record["config"]
     length, batch_size = config["sequence_len"], config["batch_size"]
-    require_length(corpus.validation, length)
+    require_length(corpus.validation, length, "held-out text")
     sequences = max(1, min(held_out, len(corpus.validation) - 1) // length)
     tokens = corpus.validation[: sequences * length].astype(np.int64)
     idx = torch.from_numpy(tokens).view(sequences, length)
@@ -185,7 +185,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--preset", choices=PRESETS, default="laptop", help="(default: laptop)")
     parser.add_argument("--data", default="stdlib", help="as for l3paper.train (default: stdlib)")
     parser.add_argument("--seeds", type=int, default=SEEDS, metavar="N", help=f"(default: {SEEDS})")
-    parser.add_argument("--folder", type=Path, default=FOLDER, help="(default: figures/data/insight)")
+    parser.add_argument(
+        "--folder", type=nonempty_path, default=FOLDER, help="(default: figures/data/insight)"
+    )
     flags = parser.parse_args(arguments)
     at_least(1, seeds=flags.seeds)
     looks = _looks(flags.preset, flags.seeds, flags.folder, flags.data)

@@ -1,4 +1,4 @@
-"""Training batches on their way to the device while the step before them computes."""
+"""The batches of a run, on their way to the device before their step."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -29,7 +29,7 @@ class Batches:
         coming = self._ahead.pop(step, None)
         host = coming.result() if coming else self._cut(step)
         self._ahead = {step + 1: self._thread.submit(self._cut, step + 1)}
-        # The copies wait for nobody: they are queued before whatever needs them.
+        # The copies are queued before the kernels that need them, so nothing waits.
         inputs, targets = (
             part.to(self.device, non_blocking=True).chunk(self.config.accumulate) for part in host
         )

@@ -1,5 +1,7 @@
 """A configuration's model, made for a text; what runs of one process can share, they do."""
 
+from functools import lru_cache
+
 import torch
 
 from l3paper.allocation import ALLOCATIONS, allocation_to_bounds
@@ -9,8 +11,6 @@ from l3paper.data.streams import TokenizedCorpus
 from l3paper.gpt import GPT, GPTConfig
 from l3paper.training.config import TrainConfig
 
-_allocations: dict[tuple, list[int]] = {}
-
 _compiled: GPTConfig | None = None
 
 
@@ -19,7 +19,7 @@ def build_model(config: TrainConfig, corpus: TokenizedCorpus) -> tuple[GPT, Acco
     wanted = config.model_config()
     if not wanted.l3_blocks:
         return GPT(wanted), account(wanted)
-    alloc = _allocation(config.l3_allocation, wanted, corpus)
+    alloc = rows_per_token(config.l3_allocation, wanted.l3_n_emb, wanted.l3_k_max, corpus)
     mean_rows = weighted_mean_rows(alloc, corpus.token_counts)
     if config.stand_in:
         model = GPT(STAND_INS[config.stand_in](wanted, mean_rows))
@@ -29,13 +29,10 @@ def build_model(config: TrainConfig, corpus: TokenizedCorpus) -> tuple[GPT, Acco
     return model, account(wanted, mean_rows)
 
 
-def _allocation(rule: str, wanted: GPTConfig, corpus: TokenizedCorpus) -> list[int]:
-    """Rows of every token; kept for the next run, as the scan of a large text takes its time."""
-    key = rule, wanted.l3_n_emb, wanted.l3_k_max, corpus.sha256, corpus.tokenizer_sha256
-    if key not in _allocations:
-        settings = corpus.documents(), corpus.vocab_size, wanted.l3_n_emb, wanted.l3_k_max
-        _allocations[key] = ALLOCATIONS[rule](*settings)
-    return _allocations[key]
+@lru_cache(maxsize=8)  # for the next runs of this process: the scan of a large text takes its time
+def rows_per_token(rule: str, n_emb: int, k_max: int, corpus: TokenizedCorpus) -> list[int]:
+    """The rows of every token, given by a rule of ALLOCATIONS from the training text."""
+    return ALLOCATIONS[rule](corpus.documents(), corpus.vocab_size, n_emb, k_max)
 
 
 def compile_model(model: GPT) -> None:

@@ -79,6 +79,8 @@ class TrainConfig:
 
     def __post_init__(self):
         settings = vars(self)
+        if not self.data:
+            raise ValueError("data is empty; name a file, a folder, 'stdlib' or 'hf:NAME'")
         at_most(MOST, **{name: value for name, value in settings.items() if isinstance(value, int)})
         for least, names in _LEAST.items():
             at_least(least, **{name: settings[name] for name in names})

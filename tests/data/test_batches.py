@@ -46,7 +46,7 @@ def test_training_refuses_a_stream_too_short():
     with pytest.raises(ValueError, match="training text has 10 tokens; sequence_len = 10 needs 11"):
         training_batch(np.arange(10), 3, 10, seed=0, step=0)
     with pytest.raises(ValueError, match="held-out text has 10 tokens"):
-        require_length(np.arange(10), 10, "held-out")
+        require_length(np.arange(10), 10, "held-out text")
 
 
 @given(length=st.integers(2, 90), batch_size=st.integers(1, 5), sequence_len=st.integers(1, 12))

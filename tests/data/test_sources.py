@@ -72,12 +72,12 @@ def test_linked_folders_are_followed_once(tmp_path):
     [
         (["train.txt", "val.txt", "LICENSE.txt"], ["train.txt", "val.txt"]),
         (["train.txt", "book.txt"], ["book.txt", "train.txt"]),
-        (["book.txt", "dev.txt"], ["book.txt", "dev.txt"]),
+        (["dev.txt", "zoo.txt"], ["zoo.txt", "dev.txt"]),
         (["train/a.txt", "validation/a.txt", "test/train.txt", "train/test.txt"], None),
     ],
     ids=["both sides", "one side", "the other", "a file's own name decides"],
 )
-def test_files_of_neither_side_are_left_out(tmp_path, names, expected):
+def test_names_choose_and_order_the_files(tmp_path, names, expected):
     fill(tmp_path, *names)
     assert names_of(tmp_path) == (expected or ["test/train.txt", "train/a.txt", "validation/a.txt"])
 

@@ -101,6 +101,14 @@ def test_damaged_cache_is_reported_and_made_again(pristine, text_file, cache, ca
     assert list(cache.iterdir()) == [file]
 
 
+def test_a_text_that_cannot_be_read_to_its_end_leaves_nothing(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "one"}\n' * 30 + "{")
+    with pytest.raises(ValueError, match="line 31"):
+        load_corpus(str(path), 300, cache=tmp_path / "cache")
+    assert not list(tmp_path.rglob("*.npz"))
+
+
 def test_a_full_disk_names_the_cache_and_leaves_nothing(text_file, tmp_path):
     resource = pytest.importorskip("resource")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)

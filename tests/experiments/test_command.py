@@ -1,6 +1,5 @@
 """Experiments that are run, stopped and resumed; their records and their table."""
 
-import json
 import math
 import os
 import signal
@@ -11,7 +10,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from l3paper.experiments.catalogue import EXPERIMENTS, Experiment
+from l3paper.experiments.catalogue import EXPERIMENTS, SMALL, Experiment
 from l3paper.experiments.command import EVERY, main, make_run, run_experiment
 from l3paper.experiments.report import summary
 from l3paper.experiments.runs import MissingRun, final_loss, read_run, record_path
@@ -26,6 +25,7 @@ TINY = TrainConfig(
     batch_size=2,
     num_iterations=2,
     l3_n_emb=500,
+    eval_tokens=64,
     device="cpu",
 )
 
@@ -126,61 +126,64 @@ def test_a_place_given_and_the_same_by_default_are_one_run(tmp_path):
     assert read_run(path, given, {"this"}) == record
 
 
-def curves(folder):
-    records = {path.name: json.loads(path.read_text()) for path in folder.glob("*.json")}
-    return {name: (r["train_loss"], r["evaluations"]) for name, r in records.items()}
-
-
-def test_killed_experiment_ends_with_the_same_records(tmp_path):
-    def command(folder):
-        flags = ["--preset", "smoke", "--seeds", "1", "--jobs", "2", "--folder", folder]
-        return [sys.executable, "-m", "l3paper.experiments", "tying", *flags]
-
-    quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    killed = tmp_path / "killed"
-    process = subprocess.Popen(command(killed), **quiet)
-    while len(list(killed.glob("*.json"))) < 2:
-        assert process.poll() is None
-        time.sleep(0.05)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    assert subprocess.run(command(killed), **quiet).returncode == 0
-    assert subprocess.run(command(tmp_path / "whole"), **quiet).returncode == 0
-    assert curves(killed) == curves(tmp_path / "whole")
-
-
-ENDLESS = """
+PROGRAM = f"""
 import sys
 from l3paper.experiments.catalogue import SMALL
 from l3paper.experiments.command import main
 from l3paper.training.config import TrainConfig
 
-sizes = dict(vocab_size=300, depth=1, sequence_len=8, batch_size=2, l3_n_emb=500)
-SMALL["smoke"] = TrainConfig(**sizes, num_iterations=10**6, eval_every=10**6, eval_tokens=1)
-sys.exit(main(sys.argv[1:]))
+SMALL["smoke"] = {TINY}
+sys.exit(main(["tying", "--preset", "smoke", "--seeds", "1", "--jobs", "2", *sys.argv[1:]]))
 """
 
 
-# A terminal sends Ctrl-C to every process of a command; `kill` sends SIGTERM to one.
-@pytest.mark.parametrize(("number", "send"), [(signal.SIGINT, os.killpg), (signal.SIGTERM, os.kill)])
-def test_stopped_experiment_leaves_checkpoints_and_one_line(text_file, tmp_path, number, send):
-    flags = ["tying", "--preset", "smoke", "--data", text_file, "--jobs", "2"]
-    process = subprocess.Popen(
-        [sys.executable, "-c", ENDLESS, *flags, "--folder", tmp_path / "runs"],
+def start(text_file, folder, steps):
+    """Start an experiment of tiny runs, in a session of its own."""
+    program = PROGRAM.replace(f"num_iterations={TINY.num_iterations}", f"num_iterations={steps}")
+    return subprocess.Popen(
+        [sys.executable, "-c", program, "--data", text_file, "--folder", folder],
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        env=os.environ | {"L3_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell may ignore it
     )
-    unfinished = tmp_path / "cache" / "unfinished"
-    while len({path.parent for path in unfinished.glob("*/run/step-*")}) < 2:
+
+
+def wait_for(process, condition):
+    while not condition():
         assert process.poll() is None
-        time.sleep(0.05)
-    send(process.pid, number)
+        time.sleep(0.02)
+
+
+def test_killed_experiment_ends_with_the_same_records(text_file, tmp_path, monkeypatch):
+    def curves(families):
+        runs = [run for f in families.values() for run in [*f.search.values(), *f.runs]]
+        return [(run["config"], run["train_loss"], run["evaluations"]) for run in runs]
+
+    killed = tmp_path / "killed"
+    process = start(text_file, killed, steps=100)
+    wait_for(process, lambda: list(killed.glob("*.json")))
+    process.kill()
+    process.communicate()
+    assert len(list(killed.glob("*.json"))) < 5
+    monkeypatch.setitem(SMALL, "smoke", replace(TINY, num_iterations=100))
+    resumed, undisturbed = (
+        run_experiment("tying", "smoke", str(text_file), 1, 2, folder)
+        for folder in (killed, tmp_path / "undisturbed")
+    )
+    assert curves(resumed) == curves(undisturbed)
+
+
+def test_stopped_experiment_leaves_checkpoints_and_one_line(text_file, tmp_path, monkeypatch):
+    monkeypatch.setenv("L3_CACHE", str(tmp_path / "cache"))
+    process = start(text_file, tmp_path / "runs", steps=10**6)
+    unfinished = tmp_path / "cache" / "unfinished"
+    wait_for(process, lambda: len({path.parent for path in unfinished.glob("*/run/step-*")}) == 2)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers as well
     *_, line = process.communicate(timeout=60)[1].splitlines()
-    assert process.returncode == 128 + number
-    assert line == f"python -m l3paper.experiments: stopped by {number.name}"
+    assert process.returncode == 130
+    assert line == "python -m l3paper.experiments: stopped by SIGINT"
     runs = list(unfinished.iterdir())
     assert len(runs) == 2  # no run has started since
     for run in runs:
