@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from l3paper.experiments.catalogue import EXPERIMENTS
-from l3paper.experiments.runs import results
+from l3paper.experiments.search import results
 from l3paper.gpu import UNFINISHED, Part, main, overview, parts, run_parts
 from l3paper.records import read_record
 

@@ -221,7 +221,7 @@ def test_nothing_to_match(match):
         ({}, (0,), "experts_per_token is 0"),
         ({}, (10**6,), "no mixture with experts_per_token = 1000000"),
         (dict(l3_n_emb=2**22), (2,), "no mixture with experts_per_token = 2 costs"),
-        ({}, (2, 1e-9), "to within tolerance = 1e-09"),
+        ({}, (2, 1e-9), "within tolerance = 1e-09"),
     ],
 )
 def test_no_mixture_matches(changes, arguments, message):
