@@ -154,7 +154,7 @@ def _parquet(file: IO[bytes], limit: int) -> Iterator[str]:
             if "text" not in table.schema_arrow.names:
                 raise ValueError("which has no column 'text'")
             # A few rows at a time: a thousand bytes of a file may stand for a gigabyte of text.
-            for batch in table.iter_batches(batch_size=8, columns=["text"]):
+            for batch in table.iter_batches(batch_size=4, columns=["text"]):
                 for value in batch.column(0):
                     row += 1
                     yield checked_text(value.as_py(), f"row {row}", limit)

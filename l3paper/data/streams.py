@@ -47,7 +47,9 @@ class TokenizedCorpus:
         return hashlib.sha256(self.tokenizer.to_str().encode()).hexdigest()
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, TokenizedCorpus) and hash(self) == hash(other)
+        if not isinstance(other, TokenizedCorpus):
+            return NotImplemented
+        return (self.sha256, self.tokenizer_sha256) == (other.sha256, other.tokenizer_sha256)
 
     def __hash__(self) -> int:
         return hash((self.sha256, self.tokenizer_sha256))
