@@ -1,5 +1,7 @@
 """What all tests share: an environment of their own, and two texts."""
 
+import signal
+
 import pytest
 import torch
 from hypothesis import settings
@@ -16,7 +18,9 @@ WORDS = [f"{tree}{part}" for tree in TREES for part in ("bark", "leaf", "root", 
 
 @pytest.fixture(scope="session", autouse=True)
 def own_environment(tmp_path_factory):
-    """A cache of the session's own, no preset from outside, and one thread."""
+    """A cache of the session's own, no preset from outside, one thread, and signals as in a terminal."""
+    if hasattr(signal, "SIGHUP"):  # which nohup has ignored
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("L3_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.delenv("L3_PRESET", raising=False)

@@ -407,17 +407,7 @@ def flags_of(config):
     return as_flags({name: getattr(config, name) for name in ("data", *(RUN | KINDS["tied"]))})
 
 
-@pytest.fixture
-def default_signals():
-    """Signals as a terminal leaves them, also if the tests run under nohup, which ignores SIGHUP."""
-    before = {number: signal.signal(number, signal.SIG_DFL) for number in SIGNALS[1:]}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
 @pytest.mark.parametrize("number", SIGNALS)
-@pytest.mark.usefixtures("default_signals")
 def test_signals_write_a_checkpoint_and_end_the_process(config, tmp_path, number):
     folder = tmp_path / "run"
     flags = [*flags_of(config), "--num-iterations=100000", f"--checkpoint-dir={folder}"]
@@ -440,7 +430,6 @@ def test_signals_write_a_checkpoint_and_end_the_process(config, tmp_path, number
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-@pytest.mark.usefixtures("default_signals")
 def test_signals_before_the_steps_end_a_run_too(config, tmp_path, monkeypatch, capsys, number):
     monkeypatch.setattr(train_module, "prepare", lambda *_: os.kill(os.getpid(), number))
     places = [f"--checkpoint-dir={tmp_path / 'run'}", f"--record={tmp_path / 'r.json'}"]

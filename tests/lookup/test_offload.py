@@ -170,7 +170,9 @@ def test_tables_larger_than_memory(tmp_path):
     assert done.returncode == 0, done.stderr
     *_, said, peak = done.stderr.splitlines()
     assert int(peak) < 2**30 < 4 * n_emb * width
-    read, predicted = re.search(r"token, ([\d,]+) bytes a token \(predicted: ([\d,]+)\)", said).groups()
+    read, predicted = re.search(
+        r"token, ([\d,]+) bytes per token \(predicted: ([\d,]+)\)", said
+    ).groups()
     assert read == predicted != "0"
 
 
