@@ -18,7 +18,7 @@ WORDS = [f"{tree}{part}" for tree in TREES for part in ("bark", "leaf", "root", 
 
 @pytest.fixture(scope="session", autouse=True)
 def own_environment(tmp_path_factory):
-    """A cache of the session's own, no preset from outside, one thread, and signals as in a terminal."""
+    """A cache of the session's own, no preset from outside, one thread, signals as in a terminal."""
     if hasattr(signal, "SIGHUP"):  # which nohup has ignored
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
     with pytest.MonkeyPatch.context() as patch:
