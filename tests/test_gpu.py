@@ -25,12 +25,17 @@ def outcome(folder, name):
     return read_record(folder / "gpu" / "parts" / f"{name}.json")
 
 
-def test_dry_run_of_everything(tmp_path, capfd, monkeypatch):
+AGAIN = ("throughput-large", "allocation", "k_max")
+"""Parts that differ from others by a size or by the experiment's name alone."""
+
+
+def test_dry_run_of_every_kind_of_part(tmp_path, capfd, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     folder, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
-    assert main(["--dry-run", "--folder", str(folder)]) == 0
+    assert main(["--dry-run", "--folder", str(folder), "--skip", *AGAIN]) == 0
     printed = capfd.readouterr().out
-    for name, part in parts(folder, toy=True).items():
+    done = {name: part for name, part in parts(folder, toy=True).items() if name not in AGAIN}
+    for name, part in done.items():
         found = outcome(folder, name)
         assert found["done"]
         assert 0 < found["minutes"] < part.minutes * 10
@@ -47,8 +52,8 @@ def test_dry_run_of_everything(tmp_path, capfd, monkeypatch):
     for model in ("dense", "L3", "L3, two layers", "L3 offloaded"):
         assert f"| {model} | " in printed
     folder.rename(elsewhere)
-    assert main(["--dry-run", "--folder", str(elsewhere)]) == 0  # nothing is left to do
-    assert capfd.readouterr().out.count("done already") == len(parts(folder))
+    assert main(["--dry-run", "--folder", str(elsewhere), "--skip", *AGAIN]) == 0
+    assert capfd.readouterr().out.count("done already") == len(done)  # nothing is left to do
 
 
 def test_full_scale_is_another_command_with_the_same_flags(tmp_path):
