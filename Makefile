@@ -25,7 +25,7 @@ test: $(READY)
 quick: $(READY)
 	$(BIN)/ruff check --quiet .
 	$(BIN)/ruff format --check --quiet .
-	$(TEST) tests/test_allocation.py tests/test_layer.py tests/test_gpt.py tests/lookup/test_reference.py \
+	$(TEST) -m 'not slow' tests/test_allocation.py tests/test_layer.py tests/test_gpt.py tests/lookup/test_reference.py \
 		tests/lookup/test_grouped.py tests/parts
 
 # With an NVIDIA GPU: check, time and train there. PARTS="main --minutes 9" runs one part, for so long.

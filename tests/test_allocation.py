@@ -177,6 +177,7 @@ def test_bounds_of_nonsense(alloc):
         allocation_to_bounds(alloc)
 
 
+@pytest.mark.slow
 def test_scan_of_the_default_corpus_equals_algorithm_1(corpus):
     documents = corpus.documents()
     codebook = scan_codewords(documents, corpus.vocab_size)
@@ -184,6 +185,7 @@ def test_scan_of_the_default_corpus_equals_algorithm_1(corpus):
     assert [tuple(codeword) for codeword in codebook.codewords()] == expected
 
 
+@pytest.mark.slow
 def test_codebook_can_be_shared_between_sizes(corpus):
     codebook = scan_codewords(corpus.documents(), corpus.vocab_size)
     small, large = (allocate_by_codewords(codebook, n, 512) for n in (8192, 65536))
