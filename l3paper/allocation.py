@@ -86,6 +86,8 @@ def give_rows(counts: dict[tuple[int, ...], int], vocab_size: int, n_emb: int, k
 
 
 class Codeword(NamedTuple):
+    """A phrase of the dictionary and its count."""
+
     phrase: tuple[int, ...]
     count: int
 

@@ -204,6 +204,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class MLP(nn.Module):
+    """The feed-forward part of a dense block, with ReLU squared."""
+
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.c_fc = nn.Linear(config.n_embd, config.hidden_width, bias=False)
@@ -219,6 +221,8 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
+    """Attention, then an MLP or experts, each added to the residual stream."""
+
     def __init__(self, config: GPTConfig):
         super().__init__()
         c = config

@@ -272,7 +272,7 @@ def evaluate_run(run: Training, step: int, everything: bool = False) -> dict[str
 
 
 def save_checkpoint(run: Training, prune: bool = True) -> None:
-    """Of several processes all gather the state, and the first writes it."""
+    """Write a checkpoint: all processes gather the state, and the first one writes it."""
     writes = run.group.rank == 0
     run.folder.save(run.model, run.optimizer, run.corpus.tokenizer, run.progress, writes, prune)
 

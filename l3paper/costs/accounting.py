@@ -29,7 +29,7 @@ class Accounting:
     """Numbers in one key row and its value row: n_embd when tied, n_embd + d_emb when not."""
     l3_layers: int
     idle_expert_parameters: int
-    """Those of the experts that a token does not choose, all blocks together."""
+    """Parameters of the experts that a token does not choose, in all blocks together."""
 
     @property
     def total_parameters(self) -> int:
@@ -139,7 +139,7 @@ def predicted_bytes(model: GPT, steps: Iterable[Tensor]) -> float:
 def exchanged_bytes(
     config: GPTConfig, positions: int, processes: int, bytes_per_number: int = 4
 ) -> dict[str, float]:
-    """What a process sends in a step for the gradients of all L3 tables.
+    """The bytes that one process sends per step for the gradients of all L3 tables.
 
     "positions" is what `SharedLookup` of `l3paper.training.distributed` sends where each process has
     `positions` positions: ids, queries and output gradients to all others. "dense" is what a ring of

@@ -80,7 +80,7 @@ def match_moe(
 
 
 STAND_INS = {"wider": match_wider, "deeper": match_deeper, "moe": match_moe}
-"""By the name that configurations use."""
+"""The functions that find them, by the name that configurations use."""
 
 
 def _without_l3(config: GPTConfig) -> GPTConfig:

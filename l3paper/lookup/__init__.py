@@ -4,6 +4,6 @@ from l3paper.lookup.grouped import grouped as _grouped
 from l3paper.lookup.reference import Lookup, Plan, blocked, loop, padded
 
 LOOKUPS: dict[str, Lookup] = {"loop": loop, "padded": padded, "blocked": blocked, "grouped": _grouped}
-"""By name. `loop` is the specification, `grouped` the fastest and the default."""
+"""The lookups by name. `loop` is the specification, `grouped` the fastest and the default."""
 
 __all__ = ["LOOKUPS", "Lookup", "Plan", "blocked", "loop", "padded"]

@@ -5,7 +5,7 @@ code            paper      shape                             meaning
 kv_weight       W_K = W_V  (n_emb, n_embd)                   the table, when keys and values are tied
 k_weight        W_K        (n_emb, n_embd)                   the keys, when they are not
 v_weight        W_V        (n_emb, d_emb)                    and the values
-bounds          -          (vocab_size + 1,)                 token t owns rows bounds[t] : bounds[t + 1]
+bounds          -          (vocab_size + 1,)                 rows bounds[t] : bounds[t + 1] are K_t, V_t
 """
 
 import hashlib

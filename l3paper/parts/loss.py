@@ -26,9 +26,9 @@ def chunk_cross_entropy(
 ) -> tuple[Tensor, Tensor | None]:
     """The losses of a chunk, summed, and the gradient of its share of their mean by its logits.
 
-    logits (n, V), before the cap, are overwritten where they are precise; target (n, 1); keep (n, 1) is
-    True where a loss counts, and `count` is how many do in all chunks. The gradient is of the logits'
-    type.
+    logits (n, V), before the cap, are overwritten if they are float32 or better; target (n, 1); keep
+    (n, 1) is True where a loss counts, and `count` is how many do in all chunks. The gradient is of
+    the logits' type.
     """
     dtype = logits.dtype
     logits = logits.to(_precise(dtype))
@@ -57,8 +57,8 @@ def linear_cross_entropy(
     hidden (N, C), weight (V, C), targets (N,) -> scalar in float32 (float64 for float64 input).
     Targets equal to `ignore_index` do not count. `chunk` is `chunk_cross_entropy`, or that compiled.
     Gradients flow to hidden and weight, once: a second derivative raises RuntimeError.
-    Raises ValueError where no target counts. On an accelerator, where to ask would mean to wait for all
-    that is under way, the mean of nothing is NaN.
+    Raises ValueError if no target counts. On an accelerator the result is NaN instead, since the check
+    would have to wait for the device.
     """
     if torch.is_autocast_enabled(hidden.device.type):
         hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))

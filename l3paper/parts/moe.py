@@ -1,8 +1,8 @@
 """A mixture of experts in place of an MLP: the sparse layer that L3 is measured against.
 
 Every position chooses experts_per_token of n_experts small MLPs. The pairs (position, choice), sorted
-by expert, fall into one contiguous slice an expert, so that an expert is one pair of dense products.
-No expert has a capacity: no choice is dropped and none padded.
+by expert, fall into one contiguous slice per expert, so that an expert is one pair of dense products.
+Experts have no capacity limit: no choice is dropped or padded.
 """
 
 import torch
@@ -14,13 +14,13 @@ from l3paper.errors import at_least
 from l3paper.parts.device import eager
 
 BALANCE_WEIGHT = 0.01
-"""Of the load balancing loss (Fedus et al. 2021, arXiv:2101.03961; OLMoE, arXiv:2409.02060)."""
+"""Weight of the load balancing loss (Fedus et al. 2021, arXiv:2101.03961; OLMoE, arXiv:2409.02060)."""
 
 Z_WEIGHT = 0.001
-"""Of the router z loss (ST-MoE, Zoph et al. 2022, arXiv:2202.08906; OLMoE)."""
+"""Weight of the router z loss (ST-MoE, Zoph et al. 2022, arXiv:2202.08906; OLMoE)."""
 
 ROUTER_STD = 0.02
-"""Of a fresh router's weights: small, so that training starts from an even choice (OLMoE)."""
+"""Standard deviation of a fresh router: small, so that training starts from an even choice."""
 
 
 class MoE(nn.Module):
@@ -40,7 +40,7 @@ class MoE(nn.Module):
         experts_per_token: experts that a position chooses.
         expert_width: hidden width of an expert.
 
-    Raises ValueError for sizes below 1 and for more experts a token than there are.
+    Raises ValueError for sizes below 1 and for more experts per token than there are.
     """
 
     auxiliary: Tensor | None
@@ -97,14 +97,14 @@ class MoE(nn.Module):
         position = order // self.experts_per_token
         x = F.embedding(position, flat)  # (N * k, C)
         parts = zip(x.split(count.tolist()), self.c_fc, self.c_proj, strict=True)
-        # An expert without a position stays out and gets no gradient, so that the optimizer passes it
-        # over: Muon would make a full step of a zero gradient and its old momentum.
+        # An expert without positions gets no gradient, so that the optimizer skips it: with a zero
+        # gradient, Muon would still take a full step along its old momentum.
         out = torch.cat([_expert(part, fc, proj) for part, fc, proj in parts if len(part)])
         out = out * weights.flatten()[order, None].to(out.dtype)  # (N * k, C)
         return torch.zeros_like(flat, dtype=out.dtype).index_add(0, position, out)  # (N, C)
 
     def __getstate__(self) -> dict:
-        """For copies and pickles, which cannot hold the graph behind `auxiliary`."""
+        """The state for copies and pickles, which cannot hold the graph behind `auxiliary`."""
         return super().__getstate__() | {"auxiliary": None}
 
 

@@ -1,11 +1,11 @@
-"""Several processes train one model, each on a part of the batch; their gradients are put together.
+"""Several processes train one model, each on a part of the batch; their gradients are averaged.
 
-Gradients of everything but L3's tables go through DistributedDataParallel. A table's gradient would be
-hundreds of thousands of rows, most of them zero; but the rows that are not follow from the positions
-that asked, and those are few. So every process sends the ids, queries and output gradients of its
-positions, and works the table's gradient out for the whole batch. Where a table is sharded, its rows
-lie divided among the processes with their optimizer state, and FSDP2 gathers them for the forward pass
-and divides the gradient: less memory, more bytes.
+DistributedDataParallel averages all gradients but those of the L3 tables. The gradient of a table has
+hundreds of thousands of rows, most of them zero; the others depend on the positions of the batch alone,
+and those are few. So every process sends the ids, queries and output gradients of its positions, and
+computes the table's gradient for the whole batch. If tables are sharded, each process holds some of the
+rows and their optimizer state; FSDP2 gathers them for the forward pass and divides the gradient, which
+takes less memory and sends more bytes.
 """
 
 import os
@@ -48,7 +48,7 @@ class Group:
         return number
 
     def require_equal(self, what: str, number: int, device: torch.device) -> None:
-        """Raise ValueError where the processes have different numbers."""
+        """Raise ValueError if the processes have different numbers."""
         mean = self.mean(torch.tensor(float(number), dtype=torch.float64, device=device))
         if self.any(mean != number, device):
             raise ValueError(f"{what} is {number} here, and another in other processes")
@@ -75,8 +75,8 @@ def joined(device_name: str) -> Iterator[tuple[Group, torch.device]]:
     try:
         yield Group(dist.get_rank(), dist.get_world_size()), device
     finally:
-        # gloo's threads take the interpreter to give back the tensors of work that is done; the group's
-        # destructor holds the interpreter and waits for those threads. Let them be through first.
+        # gloo's threads need the interpreter lock to free the tensors of finished work; the group's
+        # destructor holds that lock while it waits for those threads. Let them finish first.
         time.sleep(1)
         dist.destroy_process_group()
 
@@ -112,7 +112,7 @@ def parallel(model: GPT, group: Group, shard: bool) -> nn.Module:
 
 
 def exchange(forward: nn.Module, now: bool) -> AbstractContextManager:
-    """For a pass of a batch: whether gradients of all processes are put together now.
+    """The context of one pass, in which the gradients of all processes are averaged if `now` is true.
 
     Once a batch, with its last pass, is enough. What L3 tables need is exchanged in every pass.
     """
@@ -130,7 +130,7 @@ class SharedLookup:
     def __init__(self, group: Group):
         self.group = group
         self.bytes_sent = 0
-        """By this process to all others together, since it began."""
+        """Bytes that this process has sent to all others together."""
 
     def __call__(
         self, query: Tensor, token_ids: Tensor, bounds: Tensor, keys: Tensor, values: Tensor

@@ -23,7 +23,7 @@ def evaluate(
     batch_size: int,
     max_tokens: int | None = None,
 ) -> tuple[float, float]:
-    """(nats a token, bits a byte) on a stream of ids, or on an even sample of max_tokens of it.
+    """Return (nats per token, bits per byte) on a stream of ids, or on an even sample of it.
 
     `stream` has shape (tokens,), `token_bytes` (vocab_size,): the bytes of text behind every token.
     The stream is cut into sequences of the model's length, and each starts with no context.
