@@ -21,18 +21,22 @@ from l3paper.layer import rms_norm
 from l3paper.lookup import Plan
 from l3paper.parts.cache import BlockCache, KVCache
 from l3paper.parts.device import eager, uncompiled
-from l3paper.parts.loss import chunk_cross_entropy, linear_cross_entropy, soft_cap
+from l3paper.parts.loss import chunk_cross_entropy, linear_cross_entropy, soft_cap, token_cross_entropy
 from l3paper.parts.moe import MoE
 from l3paper.parts.optimizer import MuonAdamW
+from l3paper.parts.rivals import RIVALS, Engram, Rival
 from l3paper.parts.variants import VARIANTS
 
 LOGIT_CAP = 15.0
 ROTARY_BASE = 10_000.0
+CONVOLUTION_LR = 0.01
+"""For the convolutions of Engram layers, at width 768, as the routers' by default."""
 
 _LARGE = 2**31 - 1
 _RANGES = dict.fromkeys(("sequence_len", "vocab_size", "n_head", "n_kv_head"), (1, _LARGE))
 _RANGES |= {"n_layer": (1, 10_000), "n_embd": (1, 2**20), "l3_n_emb": (0, _LARGE)}
 _RANGES |= dict.fromkeys(("mlp_width", "n_experts", "expert_width", "l3_d_up", "l3_d_emb"), (0, 2**20))
+_RANGES |= {"rival_rows": (0, _LARGE), "rival_d_emb": (0, 2**20), "rival_d_up": (0, 2**20)}
 """The least and the most of every size. The most are far above what anyone trains: a larger size is a
 mistake, and building it would take all memory."""
 
@@ -48,6 +52,9 @@ class GPTConfig:
     l3_after_layers names the blocks, counted from 0 and separated by commas, that an L3 layer follows;
     "" for none. l3_d_up = 0 stands for 4 * n_embd, l3_d_emb = 0 for n_embd.
     l3_variant is a name in `l3paper.parts.variants.VARIANTS`.
+
+    rival, a name in `l3paper.parts.rivals.RIVALS`, is the layer that follows the blocks that
+    rival_after_layers names; of its sizes, it takes those that it has.
 
     Raises ValueError for sizes that are too small, absurdly large, or do not fit together.
     """
@@ -69,6 +76,11 @@ class GPTConfig:
     l3_tie_kv: bool = True
     l3_d_emb: int = 0
     l3_variant: str = ""
+    rival: str = ""
+    rival_after_layers: str = ""
+    rival_rows: int = 0
+    rival_d_emb: int = 0
+    rival_d_up: int = 0
 
     def __post_init__(self):
         for name, (least, most) in _RANGES.items():
@@ -84,6 +96,12 @@ class GPTConfig:
             self._check_experts()
         if self.l3_blocks:
             self._check_l3()
+        one_of(("", *RIVALS), rival=self.rival)
+        if bool(self.rival) != bool(self.rival_blocks):
+            raise ValueError(
+                f"rival is {self.rival!r} and rival_after_layers {self.rival_after_layers!r}; "
+                "give both or neither"
+            )
 
     def _check_experts(self) -> None:
         if not 1 <= self.experts_per_token <= self.n_experts:
@@ -143,18 +161,26 @@ class GPTConfig:
     @property
     def l3_blocks(self) -> list[int]:
         """`l3_after_layers` as ascending block numbers."""
-        if not self.l3_after_layers.strip():
+        return self._blocks("l3_after_layers")
+
+    @property
+    def rival_blocks(self) -> list[int]:
+        """`rival_after_layers` as ascending block numbers."""
+        return self._blocks("rival_after_layers")
+
+    def _blocks(self, name: str) -> list[int]:
+        written = getattr(self, name)
+        if not written.strip():
             return []
         try:
-            blocks = sorted(int(part) for part in self.l3_after_layers.split(","))
+            blocks = sorted(int(part) for part in written.split(","))
         except ValueError:
             raise ValueError(
-                f"l3_after_layers is {self.l3_after_layers!r}; give block numbers such as '2' or '1,3'"
+                f"{name} is {written!r}; give block numbers such as '2' or '1,3'"
             ) from None
         if blocks[0] < 0 or blocks[-1] >= self.n_layer or len(set(blocks)) < len(blocks):
             raise ValueError(
-                f"l3_after_layers is {self.l3_after_layers!r}; "
-                f"give different blocks out of 0 .. {self.n_layer - 1}"
+                f"{name} is {written!r}; give different blocks out of 0 .. {self.n_layer - 1}"
             )
         return blocks
 
@@ -238,7 +264,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """Decoder-only transformer; `l3_layers[str(i)]`, if there is one, follows block i.
+    """Decoder-only transformer. `l3_layers[str(i)]` follows block i, if there is one, as do `rivals`.
 
     The model initialises itself. Its L3 layers need `set_l3_bounds`, or each its own `set_bounds`,
     or a state dict, before the first forward pass.
@@ -251,6 +277,7 @@ class GPT(nn.Module):
             self.wte = nn.Embedding(config.vocab_size, config.n_embd)
             self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
             self.l3_layers = nn.ModuleDict({str(i): self._l3_layer() for i in config.l3_blocks})
+            self.rivals = nn.ModuleDict({str(i): self._rival() for i in config.rival_blocks})
             self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.chunk_loss = chunk_cross_entropy
         self.register_buffer("cos", None, persistent=False)
@@ -261,6 +288,15 @@ class GPT(nn.Module):
         c = self.config
         layer = VARIANTS[c.l3_variant]
         return layer(c.n_embd, c.l3_n_emb, c.d_up, c.l3_tie_kv, c.d_emb, vocab_size=c.vocab_size)
+
+    def _rival(self) -> Rival:
+        c = self.config
+        sizes = {
+            "mlp": (c.rival_d_up,),
+            "per-layer-embedding": (c.vocab_size, c.rival_d_emb, c.rival_d_up),
+            "engram": (c.rival_rows, c.rival_d_emb),
+        }
+        return RIVALS[c.rival](c.n_embd, *sizes[c.rival])
 
     def init_weights(self) -> None:
         """Draw every parameter again; all projections back into the stream start at zero.
@@ -282,6 +318,8 @@ class GPT(nn.Module):
                 block.mlp.reset_parameters(generator(f"mlp {i}"))
             for i, layer in self.l3_layers.items():
                 layer.reset_parameters(generator(f"l3 {i}"))
+            for i, layer in self.rivals.items():
+                layer.reset_parameters(generator(f"rival {i}"))
         self.set_rotary(self.device)
 
     def set_rotary(self, device: torch.device) -> None:
@@ -317,7 +355,8 @@ class GPT(nn.Module):
         """An empty cache for `hidden_states`."""
         c = self.config
         sizes = c.n_layer, batch_size, c.n_kv_head, c.sequence_len, c.head_dim
-        return KVCache(*sizes, self.device, self.wte.weight.dtype)
+        looks_back = [name for name, layer in self.rivals.items() if isinstance(layer, Engram)]
+        return KVCache(*sizes, self.device, self.wte.weight.dtype, looks_back, c.n_embd)
 
     def hidden_states(self, idx: Tensor, cache: KVCache | None = None) -> Tensor:
         """Token ids (B, T) to the normalised last hidden states (B, T, C).
@@ -331,12 +370,14 @@ class GPT(nn.Module):
                 f"time at most sequence_len = {self.config.sequence_len}"
             )
         x = rms_norm(self.wte(idx))  # (B, T, C)
+        histories = {}
         if cache is None:
             caches = [None] * len(self.blocks)
             angles = self.cos[: idx.shape[1]], self.sin[: idx.shape[1]]  # (T, head_dim / 2)
         else:
             caches = cache.begin(idx.shape[1])
             positions = caches[0].positions  # (B, T)
+            histories = cache.histories(positions)
             angles = self.cos[positions][:, None], self.sin[positions][:, None]  # (B, 1, T, ...)
         cos, sin = (table.to(x.dtype) for table in angles)
         plans = self.plans(idx)
@@ -345,6 +386,8 @@ class GPT(nn.Module):
                 x = block(x, cos, sin, caches[i])
                 if str(i) in self.l3_layers:
                     x = x + self.l3_layers[str(i)](x, idx, plans[str(i)])
+                if str(i) in self.rivals:
+                    x = x + self.rivals[str(i)](x, idx, histories.get(str(i)))
         return rms_norm(x)
 
     @eager
@@ -366,7 +409,7 @@ class GPT(nn.Module):
 
         Each batch size is compiled by itself, since an evaluation's would slow the training's down.
         """
-        for part in (*self.blocks, *self.l3_layers.values()):
+        for part in (*self.blocks, *self.l3_layers.values(), *self.rivals.values()):
             part.compile(backend=backend, dynamic=False)
         self.chunk_loss = torch.compile(chunk_cross_entropy, backend=backend, dynamic=False)
 
@@ -385,6 +428,15 @@ class GPT(nn.Module):
                 chunk=self.chunk_loss,
             )
         return self.logits(hidden)
+
+    def token_losses(self, idx: Tensor, targets: Tensor) -> Tensor:
+        """The loss (B, T) of each target (B, T) of ids (B, T), in nats, without gradients.
+
+        It is 0 for targets of -1. The logits of all tokens are never held at once.
+        """
+        hidden = self.hidden_states(idx).flatten(0, 1)
+        losses = token_cross_entropy(hidden, self.lm_head.weight, targets.flatten(), LOGIT_CAP)
+        return losses.view(targets.shape)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Last hidden states (..., C) to capped logits (..., vocab_size), in float32 or better."""
@@ -420,17 +472,22 @@ class GPT(nn.Module):
         rates of tables and routers are those at which short runs ended lowest.
         """
         scale = (self.config.n_embd / 768) ** -0.5
-        routers, matrices, tables = [], [], []
+        routers, matrices, tables, convolutions = [], [], [], []
         for name, parameter in self.blocks.named_parameters():
             (routers if name.endswith("router.weight") else matrices).append(parameter)
         for layer in self.l3_layers.values():
             tables += dict.fromkeys(layer.tables())  # once, if keys and values are tied
             matrices += [linear.weight for linear in layer.projections()]
+        for layer in self.rivals.values():
+            tables += layer.tables()
+            matrices += [linear.weight for linear in layer.projections()]
+            convolutions += [layer.convolution] if isinstance(layer, Engram) else []
         adamw = {
             "embedding": ([self.wte.weight], embedding_lr * scale),
             "head": ([self.lm_head.weight], head_lr * scale),
             "router": (routers, router_lr * scale),
             "table": (tables, table_lr * scale),
+            "convolution": (convolutions, CONVOLUTION_LR * scale),
         }
         return MuonAdamW(
             {"name": "matrix", "params": matrices, "lr": matrix_lr, "weight_decay": weight_decay},

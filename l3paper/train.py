@@ -11,8 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
@@ -32,7 +31,7 @@ from l3paper.parts.optimizer import MuonAdamW
 from l3paper.records import write_record
 from l3paper.training import report
 from l3paper.training.batches import Batches
-from l3paper.training.build import build_model, compile_model
+from l3paper.training.build import build_model, compile_model, steps_of
 from l3paper.training.config import TrainConfig, add_flags, from_flags
 from l3paper.training.distributed import (
     Group,
@@ -43,7 +42,7 @@ from l3paper.training.distributed import (
     parallel,
     unsharded,
 )
-from l3paper.training.evaluation import evaluate, read_words, word_perplexity
+from l3paper.training.evaluation import evaluate
 from l3paper.training.signals import Interrupted, noted_signals
 
 WARMUP = 0.02
@@ -121,11 +120,10 @@ def train(
     """
     lock = run_folder(checkpoints) if checkpoints and is_rank_zero() else nullcontext()
     with lock, joined(config.device) as (group, device):
-        words = read_words(Path(config.words)) if config.words else None
         run, costs = prepare(config, group, device, checkpoints)
         record = report.description(config, run.corpus, run.model, costs)
         if show_progress and is_rank_zero():
-            print(report.introduction(config, run.corpus, run.model, costs), file=sys.stderr)
+            print(report.introduction(run.config, run.corpus, run.model, costs), file=sys.stderr)
         try:
             train_on(run, show_progress and is_rank_zero(), before_step)
         except Diverged as error:
@@ -142,9 +140,6 @@ def train(
             model = GPT(model.config).to(device)
             model.load_state_dict(state)
     record["sample"] = report.sample_text(model, run.corpus, new_tokens=64)
-    if words is not None:
-        record["words"] = word_perplexity(model, run.corpus, words, config.batch_size)
-        record["words"]["name"] = Path(config.words).name
     return TrainedRun(model, run.corpus, record)
 
 
@@ -163,6 +158,7 @@ def prepare(
     require_length(corpus.validation, config.sequence_len, "held-out text")
     torch.manual_seed(config.seed)
     model, costs = build_model(config, corpus)
+    config = replace(config, num_iterations=steps_of(config, corpus))
     model.to(device)
     if config.compile:
         compile_model(model)
@@ -200,7 +196,9 @@ def train_on(
 
             last = step + 1 == config.num_iterations
             if last or (step + 1) % config.eval_every == 0:
-                progress.evaluations.append(evaluate_run(run, step + 1, everything=last))
+                progress.evaluations.append(evaluate_run(run, step + 1))
+                if last:
+                    progress.evaluations.append(evaluate_run(run, step + 1, everything=True))
                 if not math.isfinite(progress.evaluations[-1]["loss"]):
                     raise Diverged(step, None, None, run.batches.documents(step))
             show(bar, run)
@@ -257,18 +255,25 @@ def learning_rate_schedule(run: Training) -> LambdaLR:
     )
 
 
-def evaluate_run(run: Training, step: int, everything: bool = False) -> dict[str, float]:
-    """The losses on held-out text after `step` steps: on a sample of it, or on everything."""
+def evaluate_run(run: Training, step: int, everything: bool = False) -> dict:
+    """The losses on held-out text after `step` steps: on a sample of it, or on everything.
+
+    On everything, the nats of every document are kept as well.
+    """
     config, corpus = run.config, run.corpus
     limit = None if everything else config.eval_tokens
-    loss, bits = evaluate(run.model, corpus.validation, corpus.token_bytes, config.batch_size, limit)
-    return {
+    held_out = evaluate(run.model, corpus.validation, config.batch_size, limit)
+    measured = {
         "step": step,
         "tokens": step * config.tokens_per_step,
-        "loss": loss,
-        "bits_per_byte": bits,
+        "loss": held_out.loss,
+        "bits_per_byte": held_out.bits_per_byte(corpus.token_bytes),
         "everything": everything,
     }
+    if everything:
+        tokens, nats = held_out.by_document()
+        measured["documents"] = {"tokens": tokens.tolist(), "nats": nats.round(3).tolist()}
+    return measured
 
 
 def save_checkpoint(run: Training, prune: bool = True) -> None:

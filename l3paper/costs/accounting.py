@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from l3paper.gpt import GPT, GPTConfig
+from l3paper.parts.rivals import KERNEL, TABLES, table_sizes
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class Accounting:
     row_numbers: int
     """Numbers in one key row and its value row: n_embd when tied, n_embd + d_emb when not."""
     l3_layers: int
+    rival_used: int
+    """Numbers in the rows that a token reads of the tables of rivals, in all layers together."""
     idle_expert_parameters: int
     """Parameters of the experts that a token does not choose, in all blocks together."""
 
@@ -38,7 +41,8 @@ class Accounting:
     @property
     def active_parameters(self) -> float:
         """Parameters that one token uses: of the tables its own rows, of the experts its own choice."""
-        used = self.total_parameters - self.parameters["l3 tables"] - self.idle_expert_parameters
+        tables = self.parameters["l3 tables"] + self.parameters["rival tables"]
+        used = self.total_parameters - tables - self.idle_expert_parameters + self.rival_used
         return used + self.l3_layers * self.mean_rows * self.row_numbers
 
     @property
@@ -81,6 +85,7 @@ def account(config: GPTConfig, mean_rows: float = 0.0, sequence_len: int | None 
     if config.l3_blocks and mean_rows < 1:
         raise ValueError(f"mean_rows is {mean_rows}; with L3 layers it must be at least 1")
     c, layers, l3_layers = config.n_embd, config.n_layer, len(config.l3_blocks)
+    rivals, (rival_rows, rows_read) = len(config.rival_blocks), _rival_rows(config)
     time = config.sequence_len if sequence_len is None else sequence_len
     kv_width = config.n_kv_head * config.head_dim
     d_up, d_emb, row_numbers = config.d_up, config.d_emb, config.row_numbers
@@ -94,6 +99,7 @@ def account(config: GPTConfig, mean_rows: float = 0.0, sequence_len: int | None 
         "attention projections": layers * (2 * c * c + 2 * c * kv_width),
         **mlps,
         "l3 projections": l3_layers * _l3_projections(config.l3_variant, c, d_emb, d_up),
+        "rival projections": rivals * _rival_projections(config),
         "head": c * config.vocab_size,
     }
     flops = {name: 2.0 * size for name, size in matrices.items()}
@@ -104,6 +110,8 @@ def account(config: GPTConfig, mean_rows: float = 0.0, sequence_len: int | None 
             "embedding": c * config.vocab_size,
             **matrices,
             "l3 tables": l3_layers * config.l3_n_emb * row_numbers,
+            "rival tables": rivals * rival_rows * config.rival_d_emb,
+            "convolution": rivals * KERNEL * c if config.rival == "engram" else 0,
         },
         flops={
             **flops,
@@ -113,6 +121,7 @@ def account(config: GPTConfig, mean_rows: float = 0.0, sequence_len: int | None 
         mean_rows=mean_rows if l3_layers else 0.0,
         row_numbers=row_numbers,
         l3_layers=l3_layers,
+        rival_used=rivals * rows_read * config.rival_d_emb,
         idle_expert_parameters=idle,
     )
 
@@ -159,3 +168,27 @@ def _l3_projections(variant: str, c: int, d_emb: int, d_up: int) -> int:
     if variant == "no-up":
         return (d_emb + c) * c
     return d_emb * d_up + (d_up + (c if variant != "no-residual" else 0)) * c
+
+
+def _rival_projections(config: GPTConfig) -> int:
+    c, d_emb, d_up = config.n_embd, config.rival_d_emb, config.rival_d_up
+    match config.rival:
+        case "mlp":
+            return 2 * c * d_up
+        case "per-layer-embedding":
+            return d_emb * d_up + (d_up + c) * c
+        case "engram":
+            return 2 * TABLES * d_emb * c
+        case _:
+            return 0
+
+
+def _rival_rows(config: GPTConfig) -> tuple[int, int]:
+    """(rows of a rival's tables, rows that a token reads)."""
+    match config.rival:
+        case "per-layer-embedding":
+            return config.vocab_size, 1
+        case "engram":
+            return sum(table_sizes(config.rival_rows)), TABLES
+        case _:
+            return 0, 0

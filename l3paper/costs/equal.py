@@ -10,6 +10,7 @@ from dataclasses import replace
 from l3paper.costs.accounting import account
 from l3paper.errors import at_least
 from l3paper.gpt import GPTConfig
+from l3paper.parts.rivals import KERNEL, TABLES
 
 
 def match_wider(l3: GPTConfig, mean_rows: float) -> GPTConfig:
@@ -23,14 +24,31 @@ def match_wider(l3: GPTConfig, mean_rows: float) -> GPTConfig:
 
 
 def match_deeper(l3: GPTConfig, mean_rows: float) -> GPTConfig:
-    """The model without L3 layers that has so many blocks more that its FLOPs reach those of `l3`.
+    """The model without L3 layers, of more blocks, whose FLOPs are those of the model `l3`.
 
+    It has the fewest blocks more that reach the FLOPs; then all MLPs are narrowed to meet them.
     Raises ValueError if `l3` has no L3 layers, or has experts.
     """
     dense, wanted = _without_l3(l3), account(l3, mean_rows).flops_forward
     now = account(dense).flops_forward
     block = account(replace(dense, n_layer=dense.n_layer + 1)).flops_forward - now
-    return replace(dense, n_layer=dense.n_layer + max(0, math.ceil((wanted - now) / block)))
+    more = math.ceil((wanted - now) / block)
+    deeper = replace(dense, n_layer=dense.n_layer + more)
+    excess = account(deeper).flops_forward - wanted
+    return replace(
+        deeper, mlp_width=deeper.hidden_width - round(excess / (4 * deeper.n_layer * l3.n_embd))
+    )
+
+
+def match_longer(l3: GPTConfig, mean_rows: float) -> GPTConfig:
+    """The model without L3 layers, to be trained for `more_steps`."""
+    return _without_l3(l3)
+
+
+def more_steps(l3: GPTConfig, mean_rows: float, steps: int) -> int:
+    """The steps in which the model without L3 layers costs what `l3` costs in `steps`."""
+    dense = account(_without_l3(l3)).flops_forward
+    return round(steps * account(l3, mean_rows).flops_forward / dense)
 
 
 def match_moe(
@@ -79,8 +97,62 @@ def match_moe(
     )
 
 
-STAND_INS = {"wider": match_wider, "deeper": match_deeper, "moe": match_moe}
+def match_mlp(l3: GPTConfig, mean_rows: float) -> GPTConfig:
+    """The model with an MLP in the place of each L3 layer, whose FLOPs are those of the model `l3`.
+
+    Raises ValueError if `l3` has no L3 layers, or has experts.
+    """
+    _, products = _per_layer(l3, mean_rows)
+    return _with_rival(l3, "mlp", rival_d_up=round(products / (2 * l3.n_embd)))
+
+
+def match_per_layer_embedding(l3: GPTConfig, mean_rows: float) -> GPTConfig:
+    """The model with a PerLayerEmbedding in the place of each L3 layer, of equal FLOPs and parameters.
+
+    Raises ValueError if `l3` has no L3 layers, or has experts, or is too small for it.
+    """
+    parameters, products = _per_layer(l3, mean_rows)
+    d_emb = round((parameters - products) / l3.vocab_size)
+    d_up = round((products - l3.n_embd**2) / (d_emb + l3.n_embd))
+    return _with_rival(l3, "per-layer-embedding", rival_d_emb=d_emb, rival_d_up=d_up)
+
+
+def match_engram(l3: GPTConfig, mean_rows: float) -> GPTConfig:
+    """The model with an Engram layer in the place of each L3 layer, of equal FLOPs and parameters.
+
+    Its tables are as wide as the FLOPs allow, and as long as the parameters allow. Raises ValueError
+    if `l3` has no L3 layers, or has experts, or is too small for it.
+    """
+    parameters, products = _per_layer(l3, mean_rows)
+    d_emb = max(1, round(products / (2 * l3.n_embd * TABLES)))
+    rest = parameters - 2 * l3.n_embd * TABLES * d_emb - KERNEL * l3.n_embd
+    return _with_rival(l3, "engram", rival_d_emb=d_emb, rival_rows=round(rest / d_emb))
+
+
+STAND_INS = {
+    "longer": match_longer,
+    "wider": match_wider,
+    "deeper": match_deeper,
+    "moe": match_moe,
+    "mlp": match_mlp,
+    "per-layer-embedding": match_per_layer_embedding,
+    "engram": match_engram,
+}
 """The functions that find them, by the name that configurations use."""
+
+
+def _per_layer(l3: GPTConfig, mean_rows: float) -> tuple[float, float]:
+    """(parameters, products of a forward pass per token) that one L3 layer of the model adds."""
+    costs, dense = account(l3, mean_rows), account(_without_l3(l3))
+    layers = len(l3.l3_blocks)
+    parameters = (costs.total_parameters - dense.total_parameters) / layers
+    return parameters, (costs.flops_forward - dense.flops_forward) / (2 * layers)
+
+
+def _with_rival(l3: GPTConfig, rival: str, **sizes: int) -> GPTConfig:
+    if min(sizes.values()) < 1:
+        raise ValueError(f"no {rival} layer costs as little as this L3 layer: it would have {sizes}")
+    return replace(_without_l3(l3), rival=rival, rival_after_layers=l3.l3_after_layers, **sizes)
 
 
 def _without_l3(config: GPTConfig) -> GPTConfig:

@@ -45,6 +45,11 @@ SMALL = {
 """The smallest models that can answer, by preset. Their L3 layer is behind block `depth // 2`, counted
 from 0, and LZW allocates its rows."""
 
+ENGRAM_LR = 0.003
+PER_LAYER_LR = 0.003
+"""The learning rates of these layers' tables, at width 768: the best of those that the experiment
+`rival_lr` tries, as 0.003 is for L3 tables."""
+
 DENSE: Changes = {"l3_after_layers": ""}
 
 ENGLISH = "english (public domain).txt"
@@ -69,6 +74,8 @@ class Experiment:
     For ablations, which change little else, and for maps around one point.
     """
     seeds: int = 3
+    more_seeds: dict[str, int] = field(default_factory=dict)
+    """The families that have more seeds than the others, and how many."""
     presets: dict[str, TrainConfig] = field(default_factory=lambda: SMALL)
 
     def configs(self, preset: str, data: str) -> dict[str, TrainConfig]:
@@ -76,11 +83,15 @@ class Experiment:
         base = replace(self.presets[preset], data=data)
         return {name: replace(base, **changes) for name, changes in self.families(base).items()}
 
+    def seeds_of(self, family: str) -> int:
+        """The planned number of seeds."""
+        return self.more_seeds.get(family, self.seeds)
+
     def searched(self, config: TrainConfig, preset: str) -> TrainConfig:
         """The configuration whose search finds the learning rate of `config`, a family's."""
         if not self.shared_search:
             return config
-        kept = {name: getattr(config, name) for name in ("data", "words", "stand_in")}
+        kept = {name: getattr(config, name) for name in ("data", "stand_in")}
         return replace(self.presets[preset], **kept, **(DENSE if config.kind == "dense" else {}))
 
 
@@ -97,6 +108,29 @@ def without_and_with(config: TrainConfig) -> dict[str, TrainConfig]:
 def rows_per_token(base: TrainConfig, rows: int) -> Changes:
     """A table with that many rows per token of the vocabulary."""
     return {"l3_n_emb": rows * base.vocab_size}
+
+
+def rivals(base: TrainConfig) -> dict[str, Changes]:
+    """What may be added to a dense model, at the operations of one L3 layer.
+
+    MoE, Engram and per-layer embeddings have its total parameters, too.
+    """
+    return {
+        "L3": {},
+        "dense": DENSE,
+        "dense, longer": {"stand_in": "longer"},
+        "dense, wider": {"stand_in": "wider"},
+        "dense, deeper": {"stand_in": "deeper"},
+        "MLP in place": {"stand_in": "mlp"},
+        "MoE": {"stand_in": "moe"},
+        "Engram": {"stand_in": "engram", "table_lr": ENGRAM_LR},
+        "per-layer embedding": {"stand_in": "per-layer-embedding", "table_lr": PER_LAYER_LR},
+        "L3, two layers": {"l3_after_layers": spread(base, 2)},
+    }
+
+
+def only(families: dict[str, Changes], *names: str) -> dict[str, Changes]:
+    return {name: families[name] for name in names}
 
 
 def rates(rate: float) -> list[float]:
@@ -126,6 +160,66 @@ EXPERIMENTS = {
             "L3": {},
             "L3, two layers": {"l3_after_layers": spread(base, 2)},
         },
+    ),
+    "rivals": Experiment(
+        "At equal operations, and where it has tables at equal parameters: which addition is the best?",
+        "results",
+        rivals,
+        seeds=8,
+        more_seeds={"L3": 16, "MoE": 16, "Engram": 16},
+    ),
+    "source": Experiment(
+        "Does the answer hold for source code, the second text?",
+        "results",
+        lambda base: only(
+            rivals(base), "L3", "dense", "dense, longer", "dense, wider", "MoE", "Engram"
+        ),
+        seeds=5,
+    ),
+    "rival_lr": Experiment(
+        "How fast should the tables of the rivals learn, relative to everything else?",
+        "not in the paper",
+        lambda base: {
+            f"{name}: {rate:g}": {"stand_in": name, "table_lr": rate}
+            for name in ("engram", "per-layer-embedding")
+            for rate in rates(base.table_lr)
+        },
+        shared_search=True,
+        seeds=1,
+    ),
+    "many_rows": Experiment(
+        "With 16 rows per token: does the allocation matter, and does L3 lead an MoE of equal size?",
+        "ablations",
+        lambda base: {
+            name: rows_per_token(base, 16) | changes
+            for name, changes in {
+                "LZW": {},
+                "uniform": {"l3_allocation": "uniform"},
+                "frequency": {"l3_allocation": "frequency"},
+                "MoE": {"stand_in": "moe"},
+            }.items()
+        },
+        seeds=8,
+    ),
+    "long": Experiment(
+        "Does the lead last for eight times the steps?",
+        "results",
+        lambda base: {
+            name: {"num_iterations": 8 * base.num_iterations} | changes
+            for name, changes in only(rivals(base), "L3", "dense", "dense, wider", "Engram").items()
+        },
+        shared_search=True,
+    ),
+    "places": Experiment(
+        "Behind which block does the layer belong, and may two in the middle share its rows?",
+        "ablations",
+        lambda base: {
+            **{f"after {i}": {"l3_after_layers": str(i)} for i in range(base.depth)},
+            "two of half the rows": {"l3_after_layers": f"{base.depth // 2 - 1},{base.depth // 2}"}
+            | rows_per_token(base, 2),
+        },
+        shared_search=True,
+        seeds=8,
     ),
     "table_lr": Experiment(
         "How fast should the tables learn, relative to everything else?",
@@ -232,6 +326,33 @@ EXPERIMENTS = {
             (f"{f:g} x width", {"n_embd": int(f * base.n_embd)}) for f in (1, 0.5, 1.5)
         ),
         shared_search=True,
+    ),
+    "rows_width": Experiment(
+        "How does the gain depend on the rows of the table, in narrower and wider models?",
+        "not in the paper",
+        lambda base: {
+            f"{f:g} x width, {n} rows: {model}": {"n_embd": int(f * base.n_embd), "stand_in": stand_in}
+            | rows_per_token(base, n)
+            for f in (0.5, 1.5)
+            for n in (1, 4, 16)
+            for model, stand_in in {"L3": "", "dense, wider": "wider"}.items()
+        },
+        shared_search=True,
+        seeds=5,
+    ),
+    "large_vocabulary": Experiment(
+        "Does the allocation matter more with a vocabulary of eight times the tokens?",
+        "ablations",
+        lambda base: {
+            name: {"vocab_size": 8 * base.vocab_size, "l3_n_emb": 8 * base.l3_n_emb} | changes
+            for name, changes in {
+                "LZW": {},
+                "uniform": {"l3_allocation": "uniform"},
+                "dense": DENSE,
+            }.items()
+        },
+        shared_search=True,
+        seeds=4,
     ),
     "vocabulary": Experiment(
         "When does it pay: with how many tokens in the vocabulary?",

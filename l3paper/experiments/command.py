@@ -1,8 +1,8 @@
 """Recorded comparisons: `python -m l3paper.experiments NAME` runs one experiment of the catalogue.
 
-Every run writes one JSON record into figures/data/runs when it ends, and a run that has a record is not
-repeated. An experiment that was stopped resumes with the missing runs, and the runs that were in
-training resume from their last checkpoints.
+Every run adds a line to the experiment's file in figures/data/runs when it ends, and a run that has a
+record is not repeated. An experiment that was stopped resumes with the missing runs, and the runs that
+were in training resume from their last checkpoints.
 """
 
 import argparse
@@ -12,6 +12,8 @@ import multiprocessing
 import os
 import shutil
 import signal
+import statistics
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -28,10 +30,10 @@ from l3paper.data.streams import load_corpus
 from l3paper.errors import at_least, command, nonempty_path
 from l3paper.experiments.catalogue import EXPERIMENTS
 from l3paper.experiments.report import summary
-from l3paper.experiments.runs import RUNS, MissingRun, read_runs, record_path
+from l3paper.experiments.runs import RUNS, MissingRun, add_record, read_records, read_runs, run_name
 from l3paper.experiments.search import LR_SCALES, Family, read_family
 from l3paper.files import cache_folder, locked
-from l3paper.records import for_stdout, write_record
+from l3paper.records import for_stdout
 from l3paper.train import Diverged, train
 from l3paper.training.config import PRESETS, TrainConfig
 from l3paper.training.signals import Interrupted
@@ -47,60 +49,79 @@ PATIENCE = 20
 
 
 def run_experiment(
-    name: str, preset: str, data: str, seeds: int, jobs: int, folder: Path, words: str = ""
+    name: str, preset: str, data: str, seeds: int | None, jobs: int, folder: Path
 ) -> dict[str, Family]:
     """Train every run that has no record yet, `jobs` at a time, and return all families.
 
-    `words` names a text to measure every run's perplexity per word on. Raises ValueError for data that
-    cannot be used, and for records made with another text or without that perplexity.
+    `seeds` is the planned number of each family if it is None. Raises ValueError for data that cannot
+    be used, and for records made with another text.
     """
-    experiment = EXPERIMENTS[name]
-    configs = {
-        family: replace(config, words=words)
-        for family, config in experiment.configs(preset, data).items()
-    }
+    experiment, path = EXPERIMENTS[name], folder / f"{name}.jsonl"
+    configs = experiment.configs(preset, data)
     searched = {family: experiment.searched(config, preset) for family, config in configs.items()}
+    planned = {family: seeds or experiment.seeds_of(family) for family in configs}
     # Build every corpus once, before the runs compete for it.
     sizes = {(config.vocab_size, config.data_bytes) for config in configs.values()}
     texts = {load_corpus(data, *size).sha256 for size in sizes}
     read = partial(read_runs, folder=folder, texts=texts)
     least = [replace(config, lr_scale=scale) for config in searched.values() for scale in LR_SCALES]
-    least += [replace(config, seed=seed) for config in configs.values() for seed in range(seeds)]
-    unrecorded = {path for c in least if not (path := record_path(c, folder)).exists()}
-    running: dict[Future, Path] = {}
+    least += [
+        replace(config, seed=seed)
+        for family, config in configs.items()
+        for seed in range(planned[family])
+    ]
+    recorded = read_records(folder)
+    unrecorded = {name: config for c in least if (name := run_name(config := c)) not in recorded}
+    print(prediction(list(unrecorded.values()), list(recorded.values()), jobs), file=sys.stderr)
+    running: dict[Future, str] = {}
     with _workers(jobs) as pool, tqdm(total=len(unrecorded), unit="run", desc=name) as bar:
         while True:
             families, wanted = {}, {}
             for family, config in configs.items():
                 try:
-                    families[family] = read_family(config, searched[family], seeds, read)
+                    families[family] = read_family(config, searched[family], planned[family], read)
                 except MissingRun as missing:
-                    wanted |= {record_path(run, folder): run for run in missing.runs}
+                    wanted |= {run_name(run): run for run in missing.runs}
             if not wanted:
                 return families
             bar.total = max(bar.total, bar.n + len(wanted))  # the search may have grown
-            for path in [path for path in wanted if path not in running.values()]:
+            for run in [run for run in wanted if run not in running.values()]:
                 if len(running) < jobs:  # more would wait in the workers, and start after a Ctrl-C
-                    running[_submit(pool, wanted[path], path)] = path
+                    running[_submit(pool, wanted[run], path)] = run
             for done in wait(running, return_when=FIRST_COMPLETED).done:
                 del running[done]
                 done.result()
                 bar.update()
 
 
+def prediction(missing: list[TrainConfig], recorded: list[dict], jobs: int) -> str:
+    """How long the missing runs will take, if recorded ones took as long per token and parameter."""
+    speeds = [
+        record["seconds"] / (record["evaluations"][-1]["tokens"] * record["config"]["n_embd"])
+        for record in recorded
+        if "diverged" not in record
+    ]
+    if not missing or not speeds:
+        return f"{len(missing)} runs to train"
+    numbers = sum(c.num_iterations * c.tokens_per_step * c.model_config().n_embd for c in missing)
+    hours = numbers * statistics.median(speeds) / jobs / 3600
+    return f"{len(missing)} runs to train, about {hours:.1f} hours by the {len(speeds)} recorded runs"
+
+
 def make_run(config: TrainConfig, path: Path) -> None:
-    """Train one run and write its record, unless the record exists; resume what was stopped before."""
-    place = hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:24]
+    """Train one run, or resume it, and add its record to the file, unless the folder has it."""
+    name = run_name(config)
+    place = hashlib.sha256(f"{path.parent.absolute()} {name}".encode()).hexdigest()[:24]
     unfinished = cache_folder() / "unfinished" / place
     with locked(unfinished):  # another experiment may share this run and be training it
-        if not path.exists():
+        if name not in read_records(path.parent):
             checkpoints = Checkpoints(unfinished / "run", EVERY, resume=True)
             try:
                 record = train(config, show_progress=False, checkpoints=checkpoints).record
             except Diverged as error:
                 record = error.record
             gc.collect()  # compiling leaves reference cycles that hold whole tables
-            write_record(path, record)
+            add_record(path, name, record)
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
@@ -170,10 +191,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("name", choices=EXPERIMENTS)
     parser.add_argument("--preset", choices=PRESETS, default="laptop", help="(default: laptop)")
     parser.add_argument("--data", default="stdlib", help="as for l3paper.train (default: stdlib)")
-    parser.add_argument(
-        "--words", default="", metavar="FILE", help="as for l3paper.train (default: none)"
-    )
-    parser.add_argument("--seeds", type=int, metavar="N", help="(default: the experiment's own number)")
+    parser.add_argument("--seeds", type=int, metavar="N", help="(default: as the experiment plans)")
     cores = 1 if torch.cuda.is_available() else os.cpu_count() or 1
     parser.add_argument(
         "--jobs", type=int, default=cores, metavar="N", help=f"runs at a time (default here: {cores})"
@@ -189,10 +207,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     flags = _parser().parse_args(arguments)
     experiment = EXPERIMENTS[flags.name]
-    seeds = experiment.seeds if flags.seeds is None else flags.seeds
-    at_least(1, seeds=seeds, jobs=flags.jobs)
+    at_least(1, seeds=1 if flags.seeds is None else flags.seeds, jobs=flags.jobs)
     families = run_experiment(
-        flags.name, flags.preset, flags.data, seeds, flags.jobs, flags.folder, flags.words
+        flags.name, flags.preset, flags.data, flags.seeds, flags.jobs, flags.folder
     )
     print(experiment.question)
     print(for_stdout(summary(families)))

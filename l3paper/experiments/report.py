@@ -10,22 +10,18 @@ def summary(families: dict[str, Family]) -> list[list[str]]:
     """A head and one row per family: loss over the seeds, difference to the first family, and costs.
 
     The speed is the median over a family's runs, relative to the first family's; it says little if
-    several runs shared the machine. The perplexity per word is there if all runs have it.
+    several runs shared the machine. Differences are over the seeds that both families have.
     """
     first = next(iter(families.values())).runs
-    has_words = all("words" in run for family in families.values() for run in family.runs)
     head = ["", "nats/token", "from", "to", "minus the first", "bits/byte"]
-    head += ["perplexity per word"] * has_words
     head += ["learning rates x", "parameters", "active", "FLOPs/token", "tokens/s of the first"]
     rows = [head]
     for name, family in families.items():
         losses = [final_loss(run) for run in family.runs]
-        gaps = [ours - final_loss(run) for ours, run in zip(losses, first, strict=True)]
+        gaps = [ours - final_loss(run) for ours, run in zip(losses, first, strict=False)]
         bits = statistics.fmean(run["evaluations"][-1]["bits_per_byte"] for run in family.runs)
         row = [name, *(f"{loss:.4f}" for loss in (statistics.fmean(losses), min(losses), max(losses)))]
         row += [f"{statistics.fmean(gaps):+.4f}", f"{bits:.4f}"]
-        if has_words:
-            row.append(f"{statistics.fmean(run['words']['perplexity'] for run in family.runs):,.1f}")
         config, model = family.runs[0]["config"], family.runs[0]["model"]
         row.append(f"{config['lr_scale']:g}")
         for count in ("total_parameters", "active_parameters", "flops_training_per_token"):

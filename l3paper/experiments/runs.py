@@ -1,4 +1,7 @@
-"""A recorded run: where its record lies, how it is read and checked, and its losses."""
+"""Recorded runs: one file per experiment, one line per run.
+
+A run is found by its name, in whichever file of the folder it is: experiments share runs.
+"""
 
 import hashlib
 import json
@@ -6,15 +9,17 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from l3paper.data.sources import corpus_name
-from l3paper.records import RECORDS, read_record
+from l3paper.files import atomic_write, locked
+from l3paper.records import RECORDS
 from l3paper.training.config import TrainConfig
 
 RUNS = RECORDS / "runs"
 
-_RATES_OF_ONE_KIND = {"table_lr": "l3", "router_lr": "moe"}
-"""Learning rates that change nothing in models of any other kind."""
+_RATES_OF_KINDS = {"table_lr": ("l3", "engram", "per-layer-embedding"), "router_lr": ("moe",)}
+"""Learning rates that change nothing in models of other kinds."""
 
 
 class MissingRun(ValueError):
@@ -25,18 +30,17 @@ class MissingRun(ValueError):
         self.runs = runs
 
 
-def record_path(config: TrainConfig, folder: Path) -> Path:
-    """The path of this run's record. Its name hashes every setting that differs from its default.
+def run_name(config: TrainConfig) -> str:
+    """The name of this run, which hashes every setting that differs from its default.
 
-    The device, the text of words and the folder of the training text do not change the name.
+    The device and the folder of the training text do not change the name.
     """
     defaults = asdict(TrainConfig())
     settings = {name: value for name, value in _settings(config).items() if value != defaults[name]}
     settings["data"] = corpus_name(config.data)
-    for name in ("device", "words"):
-        settings.pop(name, None)
+    settings.pop("device", None)
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
-    return folder / f"{config.kind}-lr{config.lr_scale:g}-seed{config.seed}-{digest}.json"
+    return f"{config.kind}-lr{config.lr_scale:g}-seed{config.seed}-{digest}"
 
 
 def _settings(config: TrainConfig) -> dict:
@@ -44,16 +48,51 @@ def _settings(config: TrainConfig) -> dict:
     return asdict(config) | {"l3_after_layers": config.model_config().l3_after_layers}
 
 
-def read_run(path: Path, config: TrainConfig, texts: Collection[str] | None = None) -> dict:
-    """Read a record and check that it is of this configuration.
+def read_records(folder: Path) -> dict[str, dict]:
+    """All records of a folder's files, by the name of the run."""
+    records = {}
+    for path in sorted(folder.glob("*.jsonl")):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            record = json.loads(line)
+            records[record["name"]] = record
+    return records
 
-    Raises ValueError, naming the file, if a setting differs (a default may have changed), if the
-    SHA-256 of its text is not among `texts` (None allows any), or if the configuration names a text of
-    words and the record lacks its perplexity.
+
+def add_record(path: Path, name: str, record: dict) -> None:
+    """Add a run to an experiment's file, which is rewritten as a whole, or not at all.
+
+    The sample text is left out, the training loss thinned, and losses are rounded.
     """
-    record = read_record(path)
-    ignored = {"device", "data", "words"}
-    ignored |= {name for name, kind in _RATES_OF_ONE_KIND.items() if kind != config.kind}
+    kept = {"name": name} | {part: value for part, value in record.items() if part != "sample"}
+    kept["train_loss"] = kept["train_loss"][4::5]
+    with locked(path.parent):
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        lines.append(json.dumps(_rounded(kept), separators=(",", ":")))
+        with atomic_write(path) as file:
+            file.writelines(f"{line}\n" for line in sorted(lines))
+
+
+def _rounded(value: Any) -> Any:
+    """The same with all numbers rounded to five decimals, if they are not tiny."""
+    match value:
+        case dict():
+            return {name: _rounded(part) for name, part in value.items()}
+        case list():
+            return [_rounded(part) for part in value]
+        case float() if abs(value) > 0.01:
+            return round(value, 5)
+    return value
+
+
+def check_run(record: dict, config: TrainConfig, texts: Collection[str] | None = None) -> None:
+    """Raise ValueError, naming the run, unless it is a record of this configuration.
+
+    That is so if a setting differs (a default may have changed), or if the SHA-256 of its text is not
+    among `texts` (None allows any).
+    """
+    name = record["name"]
+    ignored = {"device", "data"}
+    ignored |= {name for name, kinds in _RATES_OF_KINDS.items() if config.kind not in kinds}
     recorded = _settings(replace(TrainConfig(), **record["config"]))
     differing = [
         f"{name} = {recorded[name]!r}, not {value!r}"
@@ -61,12 +100,9 @@ def read_run(path: Path, config: TrainConfig, texts: Collection[str] | None = No
         if name not in ignored and recorded[name] != value
     ]
     if differing:
-        raise ValueError(f"{path} records a run with {', '.join(differing)}: move it away")
+        raise ValueError(f"{name} records a run with {', '.join(differing)}: move it away")
     if texts is not None and record["corpus"]["sha256"] not in texts:
-        raise ValueError(f"{path} records a run on another text: move it away, or use --folder")
-    if config.words and not {"words", "diverged"} & set(record):
-        raise ValueError(f"{path} has no perplexity per word: move it away, or use --folder")
-    return record
+        raise ValueError(f"{name} records a run on another text: move it away, or use --folder")
 
 
 def read_runs(
@@ -74,17 +110,18 @@ def read_runs(
 ) -> list[dict]:
     """Read the records of several runs.
 
-    Raises MissingRun if some do not exist, and ValueError for records that `read_run` refuses.
+    Raises MissingRun if some do not exist, and ValueError for records that `check_run` refuses.
     """
-    paths = {record_path(config, folder): config for config in configs}
-    missing = {path: config for path, config in paths.items() if not path.exists()}
-    records = [read_run(path, paths[path], texts) for path in paths if path not in missing]
+    records, wanted = read_records(folder), {run_name(config): config for config in configs}
+    missing = {name: config for name, config in wanted.items() if name not in records}
+    for name in wanted.keys() - missing.keys():
+        check_run(records[name], wanted[name], texts)
     if missing:
-        name = next(iter(missing)).name
         raise MissingRun(
-            f"the run {name} is not recorded: its experiment has not finished", [*missing.values()]
+            f"the run {next(iter(missing))} is not recorded: its experiment has not finished",
+            [*missing.values()],
         )
-    return records
+    return [records[name] for name in wanted]
 
 
 def final_loss(record: dict) -> float:
@@ -94,6 +131,6 @@ def final_loss(record: dict) -> float:
 
 
 def loss_curve(record: dict) -> dict[int, float]:
-    """Nats per token on a fixed sample of the held-out text, by tokens trained, without the start."""
+    """Nats per token on a sample of the held-out text, by tokens trained, without the start."""
     evaluations = [e for e in record["evaluations"] if e["step"] and not e["everything"]]
     return {e["tokens"]: e["loss"] for e in evaluations}

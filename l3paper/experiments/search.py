@@ -84,7 +84,7 @@ def results(
     read = partial(read_runs, folder=folder)
     return {
         family: read_family(
-            config, experiment.searched(config, preset), seeds or experiment.seeds, read
+            config, experiment.searched(config, preset), seeds or experiment.seeds_of(family), read
         )
         for family, config in experiment.configs(preset, data).items()
     }

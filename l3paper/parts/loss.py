@@ -8,6 +8,7 @@ states and of the head, and dropped: no more than a chunk ever exists.
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -69,6 +70,27 @@ def linear_cross_entropy(
     return _LinearCrossEntropy.apply(hidden, weight, targets, kept, cap, with_gradient, chunk)
 
 
+@torch.no_grad()
+def token_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, cap: float) -> Tensor:
+    """The loss of every target by itself, in nats, without gradients; 0 for targets of -1.
+
+    hidden (N, C), weight (V, C), targets (N,) -> (N,) in float32 (float64 for float64 input).
+    """
+    if torch.is_autocast_enabled(hidden.device.type):
+        hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
+    matrix, step = weight.to(hidden.dtype), _chunk_length(hidden, weight)
+    losses = [
+        F.cross_entropy(
+            soft_cap((part @ matrix.T).to(_precise(hidden.dtype)), cap),
+            target,
+            ignore_index=-1,
+            reduction="none",
+        )
+        for part, target in zip(hidden.split(step), targets.split(step), strict=True)
+    ]
+    return torch.cat(losses)
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, targets, kept, cap, with_gradient, chunk):
@@ -78,8 +100,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if with_gradient:
             grad_hidden = torch.empty_like(hidden)
             grad_weight = torch.zeros_like(weight)
-        held = CHUNK_NUMBERS if hidden.device.type == "cpu" else 64 * CHUNK_NUMBERS
-        step = max(1, held // len(weight))
+        step = _chunk_length(hidden, weight)
         for start in range(0, len(hidden), step):
             part = slice(start, start + step)
             keep = kept[part, None]  # (n, 1)
@@ -99,6 +120,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx, grad_loss):
         grad_hidden, grad_weight = ctx.saved_tensors
         return grad_hidden * grad_loss, grad_weight * grad_loss, None, None, None, None, None
+
+
+def _chunk_length(hidden: Tensor, weight: Tensor) -> int:
+    held = CHUNK_NUMBERS if hidden.device.type == "cpu" else 64 * CHUNK_NUMBERS
+    return max(1, held // len(weight))
 
 
 def _precise(dtype: torch.dtype) -> torch.dtype:

@@ -6,7 +6,7 @@ import torch
 
 from l3paper.allocation import ALLOCATIONS, allocation_to_bounds
 from l3paper.costs.accounting import Accounting, account, weighted_mean_rows
-from l3paper.costs.equal import STAND_INS
+from l3paper.costs.equal import STAND_INS, more_steps
 from l3paper.data.streams import TokenizedCorpus
 from l3paper.gpt import GPT, GPTConfig
 from l3paper.training.config import TrainConfig
@@ -27,6 +27,15 @@ def build_model(config: TrainConfig, corpus: TokenizedCorpus) -> tuple[GPT, Acco
     model = GPT(wanted)
     model.set_l3_bounds(allocation_to_bounds(alloc))
     return model, account(wanted, mean_rows)
+
+
+def steps_of(config: TrainConfig, corpus: TokenizedCorpus) -> int:
+    """The steps of a run: those configured, unless a dense model trains for as long as L3 costs."""
+    if config.stand_in != "longer":
+        return config.num_iterations
+    wanted = config.model_config()
+    alloc = rows_per_token(config.l3_allocation, wanted.l3_n_emb, wanted.l3_k_max, corpus)
+    return more_steps(wanted, weighted_mean_rows(alloc, corpus.token_counts), config.num_iterations)
 
 
 @lru_cache(maxsize=8)  # for the next runs of this process: the scan of a large text takes its time

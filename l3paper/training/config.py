@@ -69,7 +69,6 @@ class TrainConfig:
     overfit_batch: bool = _option(False, "train on the first batch at every step, to find faults")
     eval_every: int = _option(100, "steps between evaluations on the held-out documents")
     eval_tokens: int = _option(32768, "held-out tokens each of those takes; the last takes all")
-    words: str = _option("", "a .txt file, such as WikiText-2's, whose perplexity per word is measured")
     seed: int = _option(0, "seed of the initialisation and the batches")
     shard: bool = _option(False, "under torchrun: divide the L3 tables among the processes by rows")
     compile: bool = _option(

@@ -3,7 +3,6 @@
 import math
 import statistics
 from dataclasses import asdict
-from pathlib import Path
 
 from l3paper.checkpoints.run import Progress
 from l3paper.costs.accounting import Accounting, exchanged_bytes
@@ -16,7 +15,7 @@ from l3paper.records import environment
 from l3paper.training.config import TrainConfig
 from l3paper.training.distributed import Group
 
-MAY_DIFFER = ("device", "words", "shard", "compile")
+MAY_DIFFER = ("device", "shard", "compile")
 """Settings in which two parts of a run may differ."""
 
 
@@ -31,6 +30,7 @@ def introduction(config: TrainConfig, corpus: TokenizedCorpus, model: GPT, costs
     """Three lines: what is trained, on what, for how long."""
     c = model.config
     layers = f"L3 after block {c.l3_after_layers}, {c.l3_n_emb:,} rows" if c.l3_blocks else "no L3"
+    layers += f", {c.rival} after block {c.rival_after_layers}" if c.rival else ""
     total, active = costs.total_parameters, costs.active_parameters
     train, held_out, vocab = len(corpus.train), len(corpus.validation), corpus.vocab_size
     steps, tokens = config.num_iterations, config.tokens_per_step
@@ -45,7 +45,7 @@ def introduction(config: TrainConfig, corpus: TokenizedCorpus, model: GPT, costs
 def description(config: TrainConfig, corpus: TokenizedCorpus, model: GPT, costs: Accounting) -> dict:
     """The part of the record that is known before the first step."""
     return {
-        "config": asdict(config) | {"data": corpus.name, "words": Path(config.words).name},
+        "config": asdict(config) | {"data": corpus.name},
         "corpus": {
             "name": corpus.name,
             "sha256": corpus.sha256,
