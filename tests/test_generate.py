@@ -24,6 +24,7 @@ CONFIGS = {
     "untied": replace(WITH_L3, l3_tie_kv=False, l3_d_emb=8),
     "normalised keys": replace(WITH_L3, l3_variant="normalised-keys"),
     "moe": replace(DENSE, n_experts=4, expert_width=16),
+    "engram": replace(DENSE, rival="engram", rival_after_layers="0,2", rival_rows=800, rival_d_emb=4),
 }
 EVERY = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 

@@ -48,7 +48,7 @@ from 0, and LZW allocates its rows."""
 ENGRAM_LR = 0.003
 PER_LAYER_LR = 0.003
 """The learning rates of these layers' tables, at width 768: the best of those that the experiment
-`rival_lr` tries, as 0.003 is for L3 tables."""
+`learning_rates` tries, as 0.003 is for L3 tables."""
 
 DENSE: Changes = {"l3_after_layers": ""}
 
@@ -176,13 +176,18 @@ EXPERIMENTS = {
         ),
         seeds=5,
     ),
-    "rival_lr": Experiment(
-        "How fast should the tables of the rivals learn, relative to everything else?",
+    "learning_rates": Experiment(
+        "How fast should tables and routers learn, relative to everything else?",
         "not in the paper",
         lambda base: {
-            f"{name}: {rate:g}": {"stand_in": name, "table_lr": rate}
-            for name in ("engram", "per-layer-embedding")
-            for rate in rates(base.table_lr)
+            f"{name}: {rate:g}": {"stand_in": stand_in, setting: rate}
+            for name, stand_in, setting, beyond in (
+                ("L3", "", "table_lr", []),
+                ("Engram", "engram", "table_lr", [0.1, 0.3]),
+                ("per-layer embedding", "per-layer-embedding", "table_lr", []),
+                ("MoE", "moe", "router_lr", []),
+            )
+            for rate in [*rates(getattr(base, setting)), *beyond]
         },
         shared_search=True,
         seeds=1,

@@ -71,8 +71,9 @@ def run_experiment(
         for seed in range(planned[family])
     ]
     recorded = read_records(folder)
-    unrecorded = {name: config for c in least if (name := run_name(config := c)) not in recorded}
-    print(prediction(list(unrecorded.values()), list(recorded.values()), jobs), file=sys.stderr)
+    unrecorded = {run_name(config): config for config in least}
+    unrecorded = [config for run, config in unrecorded.items() if run not in recorded]
+    print(prediction(unrecorded, list(recorded.values()), jobs), file=sys.stderr)
     running: dict[Future, str] = {}
     with _workers(jobs) as pool, tqdm(total=len(unrecorded), unit="run", desc=name) as bar:
         while True:
@@ -95,16 +96,15 @@ def run_experiment(
 
 
 def prediction(missing: list[TrainConfig], recorded: list[dict], jobs: int) -> str:
-    """How long the missing runs will take, if recorded ones took as long per token and parameter."""
-    speeds = [
-        record["seconds"] / (record["evaluations"][-1]["tokens"] * record["config"]["n_embd"])
-        for record in recorded
-        if "diverged" not in record
-    ]
+    """How long the missing runs will take, if recorded ones took as long per token and width."""
+
+    def size(config: TrainConfig) -> int:
+        return config.num_iterations * config.tokens_per_step * config.model_config().n_embd
+
+    speeds = [r["seconds"] / size(TrainConfig(**r["config"])) for r in recorded if "diverged" not in r]
     if not missing or not speeds:
         return f"{len(missing)} runs to train"
-    numbers = sum(c.num_iterations * c.tokens_per_step * c.model_config().n_embd for c in missing)
-    hours = numbers * statistics.median(speeds) / jobs / 3600
+    hours = statistics.median(speeds) * sum(map(size, missing)) / jobs / 3600
     return f"{len(missing)} runs to train, about {hours:.1f} hours by the {len(speeds)} recorded runs"
 
 

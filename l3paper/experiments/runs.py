@@ -18,6 +18,9 @@ from l3paper.training.config import TrainConfig
 
 RUNS = RECORDS / "runs"
 
+FIRST_RUNS = RECORDS / "first-split"
+"""Runs on an earlier order and split of the texts, which the notebooks draw until all are made anew."""
+
 _RATES_OF_KINDS = {"table_lr": ("l3", "engram", "per-layer-embedding"), "router_lr": ("moe",)}
 """Learning rates that change nothing in models of other kinds."""
 
@@ -84,20 +87,21 @@ def _rounded(value: Any) -> Any:
     return value
 
 
-def check_run(record: dict, config: TrainConfig, texts: Collection[str] | None = None) -> None:
-    """Raise ValueError, naming the run, unless it is a record of this configuration.
+def check_run(
+    name: str, record: dict, config: TrainConfig, texts: Collection[str] | None = None
+) -> None:
+    """Raise ValueError, naming the run, unless its record is of this configuration.
 
     That is so if a setting differs (a default may have changed), or if the SHA-256 of its text is not
     among `texts` (None allows any).
     """
-    name = record["name"]
     ignored = {"device", "data"}
-    ignored |= {name for name, kinds in _RATES_OF_KINDS.items() if config.kind not in kinds}
+    ignored |= {rate for rate, kinds in _RATES_OF_KINDS.items() if config.kind not in kinds}
     recorded = _settings(replace(TrainConfig(), **record["config"]))
     differing = [
-        f"{name} = {recorded[name]!r}, not {value!r}"
-        for name, value in _settings(config).items()
-        if name not in ignored and recorded[name] != value
+        f"{setting} = {recorded[setting]!r}, not {value!r}"
+        for setting, value in _settings(config).items()
+        if setting not in ignored and recorded[setting] != value
     ]
     if differing:
         raise ValueError(f"{name} records a run with {', '.join(differing)}: move it away")
@@ -115,7 +119,7 @@ def read_runs(
     records, wanted = read_records(folder), {run_name(config): config for config in configs}
     missing = {name: config for name, config in wanted.items() if name not in records}
     for name in wanted.keys() - missing.keys():
-        check_run(records[name], wanted[name], texts)
+        check_run(name, records[name], wanted[name], texts)
     if missing:
         raise MissingRun(
             f"the run {next(iter(missing))} is not recorded: its experiment has not finished",

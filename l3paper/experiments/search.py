@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from l3paper.experiments.catalogue import EXPERIMENTS
-from l3paper.experiments.runs import RUNS, final_loss, read_runs
+from l3paper.experiments.runs import FIRST_RUNS, final_loss, read_runs
 from l3paper.training.config import TrainConfig
 
 LR_SCALES = (0.5, 1.0, 2.0)
@@ -74,7 +74,7 @@ def results(
     preset: str = "laptop",
     data: str = "stdlib",
     seeds: int | None = None,
-    folder: Path = RUNS,
+    folder: Path = FIRST_RUNS,
 ) -> dict[str, Family]:
     """Read the families of a recorded experiment; `seeds` is the experiment's own number by default.
 

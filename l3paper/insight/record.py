@@ -22,11 +22,11 @@ from l3paper.data.streams import TokenizedCorpus
 from l3paper.data.tokenizer import token_text
 from l3paper.errors import at_least, command, nonempty_path
 from l3paper.experiments.catalogue import EXPERIMENTS
-from l3paper.experiments.runs import MissingRun, read_run
+from l3paper.experiments.runs import MissingRun, check_run
 from l3paper.gpt import GPT
 from l3paper.insight.lens import train_lens
 from l3paper.insight.rows import Choice, choices, explore
-from l3paper.records import RECORDS, write_record
+from l3paper.records import RECORDS, read_record, write_record
 from l3paper.train import TrainedRun, train
 from l3paper.training.config import PRESETS, TrainConfig
 
@@ -156,7 +156,8 @@ class _Look(NamedTuple):
     config: TrainConfig
 
     def read(self) -> dict:
-        record = read_run(self.path, self.config)
+        record = read_record(self.path)
+        check_run(str(self.path), record, self.config)
         recorded, wanted = record["config"]["data"], corpus_name(self.config.data)
         if recorded != wanted:
             raise ValueError(

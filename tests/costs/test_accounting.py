@@ -10,8 +10,18 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from l3paper import GPT, GPTConfig, allocation_to_bounds
 from l3paper.costs.accounting import account, weighted_mean_rows
-from l3paper.costs.equal import match_deeper, match_moe, match_wider
+from l3paper.costs.equal import (
+    STAND_INS,
+    match_deeper,
+    match_engram,
+    match_mlp,
+    match_moe,
+    match_per_layer_embedding,
+    match_wider,
+    more_steps,
+)
 from l3paper.lookup.reference import loop
+from l3paper.parts.rivals import RIVALS, TABLES
 from l3paper.parts.variants import VARIANTS
 
 BASE = GPTConfig(sequence_len=16, vocab_size=30, n_layer=3, n_head=4, n_kv_head=4, n_embd=32)
@@ -30,6 +40,17 @@ CONFIGS = {
     "experts": replace(BASE, n_experts=7, experts_per_token=3, expert_width=10),
     "one expert a token": replace(BASE, n_experts=5, experts_per_token=1),
     "experts and l3": replace(BASE, n_experts=4, l3_after_layers="1", l3_n_emb=90),
+    **{
+        f"rival {name}": replace(
+            BASE,
+            rival=name,
+            rival_after_layers="0,2",
+            rival_rows=120,
+            rival_d_emb=0 if name == "mlp" else 6,
+            rival_d_up=11,
+        )
+        for name in RIVALS
+    },
 }
 EVERY = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 
@@ -59,6 +80,8 @@ def test_parameters_equal_those_of_the_model(config):
     tables = [
         p for n, p in model.named_parameters() if n.endswith(("kv_weight", "k_weight", "v_weight"))
     ]
+    rival_tables = [p for n, p in model.named_parameters() if n.endswith("table")]
+    assert costs.parameters["rival tables"] == sum(p.numel() for p in rival_tables)
     assert costs.parameters["l3 tables"] == sum(p.numel() for p in tables)
     assert costs.table_bytes() == sum(p.nbytes for p in tables)
 
@@ -85,6 +108,9 @@ def test_active_parameters_are_those_with_gradients(config):
         rows = layer.bounds.diff()[ids].double().mean().item()
         for table in dict.fromkeys(layer.tables()):
             idle += table.numel() - rows * table.shape[1]
+    for layer in model.rivals.values():
+        rows = TABLES if config.rival == "engram" else 1
+        idle += sum(table.numel() - rows * table.shape[1] for table in layer.tables())
     for block in model.blocks:
         for matrices in (block.mlp.c_fc, block.mlp.c_proj) if config.n_experts else ():
             idle += sum(m.numel() for m in list(matrices)[config.experts_per_token :])
@@ -166,13 +192,44 @@ def test_wider_model_has_the_flops_of_l3(l3, mean_rows):
 @TO_MATCH
 def test_deeper_model_has_the_fewest_blocks_that_reach_the_flops_of_l3(l3, mean_rows):
     deeper = match_deeper(l3, mean_rows)
-    assert deeper == replace(l3, l3_after_layers="", l3_n_emb=0, n_layer=deeper.n_layer)
+    sizes = dict(n_layer=deeper.n_layer, mlp_width=deeper.mlp_width)
+    assert deeper == replace(l3, l3_after_layers="", l3_n_emb=0, **sizes)
     assert deeper.n_layer > l3.n_layer
-    wanted, shallower = (
-        account(l3, mean_rows).flops_forward,
-        replace(deeper, n_layer=deeper.n_layer - 1),
+    wanted = account(l3, mean_rows).flops_forward
+    assert account(deeper).flops_forward == pytest.approx(wanted, rel=2e-3)
+    assert deeper.mlp_width <= 4 * l3.n_embd
+    shallower = replace(deeper, n_layer=deeper.n_layer - 1, mlp_width=0)
+    assert account(shallower).flops_forward < wanted
+
+
+@TO_MATCH
+def test_longer_training_of_the_dense_model_costs_what_l3_costs(l3, mean_rows):
+    steps = more_steps(l3, mean_rows, 1000)
+    dense = account(STAND_INS["longer"](l3, mean_rows))
+    assert steps > 1000
+    assert steps * dense.flops_forward == pytest.approx(
+        1000 * account(l3, mean_rows).flops_forward, rel=1e-3
     )
-    assert account(shallower).flops_forward < wanted <= account(deeper).flops_forward
+
+
+@TO_MATCH
+@pytest.mark.parametrize("match", [match_engram, match_per_layer_embedding])
+def test_rivals_with_tables_have_the_flops_and_the_parameters_of_l3(match, l3, mean_rows):
+    rival, wanted = match(l3, mean_rows), account(l3, mean_rows)
+    assert rival.rival_after_layers == l3.l3_after_layers
+    assert account(rival).flops_forward == pytest.approx(wanted.flops_forward, rel=0.01)
+    assert account(rival).total_parameters == pytest.approx(wanted.total_parameters, rel=0.01)
+
+
+@TO_MATCH
+def test_an_mlp_in_place_has_the_flops_of_l3(l3, mean_rows):
+    wanted = account(l3, mean_rows).flops_forward
+    assert account(match_mlp(l3, mean_rows)).flops_forward == pytest.approx(wanted, rel=1e-3)
+
+
+def test_no_rival_is_small_enough():
+    with pytest.raises(ValueError, match="no per-layer-embedding layer costs as little"):
+        match_per_layer_embedding(replace(SMALL, l3_n_emb=16384, l3_d_up=1), 1.0)
 
 
 @TO_MATCH
@@ -199,20 +256,20 @@ def test_mixture_comes_within_its_tolerance(l3, mean_rows, experts_per_token):
 
 def test_matching_keeps_what_it_does_not_size():
     l3 = replace(SMALL, mlp_width=200, n_kv_head=1)
-    assert match_deeper(l3, 10.0).mlp_width == 200
+    assert match_deeper(l3, 10.0).mlp_width <= 200
     assert 200 < match_wider(l3, 10.0).mlp_width < match_wider(replace(l3, mlp_width=0), 10.0).mlp_width
     assert match_moe(l3, 10.0).mlp_width == 0
     assert match_moe(l3, 10.0).n_kv_head == 1
 
 
-@pytest.mark.parametrize("match", [match_wider, match_deeper, match_moe])
+@pytest.mark.parametrize("match", STAND_INS.values(), ids=STAND_INS)
 def test_nothing_to_match(match):
     with pytest.raises(ValueError, match="l3_after_layers is ''; a model without L3 layers"):
         match(replace(SMALL, l3_after_layers=""), 10.0)
     with pytest.raises(ValueError, match="n_experts is 8; give an L3 model with dense blocks"):
         match(replace(SMALL, n_experts=8), 10.0)
     with pytest.raises(ValueError, match=r"mean_rows is 0\.5"):
-        match(SMALL, 0.5)
+        more_steps(SMALL, 0.5, 10) if match is STAND_INS["longer"] else match(SMALL, 0.5)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Experiments that are run, stopped and resumed; their records and their table."""
 
+import json
 import math
 import os
 import signal
@@ -11,11 +12,18 @@ from dataclasses import asdict, replace
 import pytest
 
 from l3paper.experiments.catalogue import EXPERIMENTS, SMALL, Experiment
-from l3paper.experiments.command import EVERY, main, make_run, run_experiment
+from l3paper.experiments.command import EVERY, main, make_run, prediction, run_experiment
 from l3paper.experiments.report import summary
-from l3paper.experiments.runs import MissingRun, final_loss, read_run, record_path
+from l3paper.experiments.runs import (
+    MissingRun,
+    add_record,
+    check_run,
+    final_loss,
+    read_records,
+    read_runs,
+    run_name,
+)
 from l3paper.experiments.search import results
-from l3paper.records import write_record
 from l3paper.training.config import TrainConfig
 
 TINY = TrainConfig(
@@ -39,57 +47,71 @@ def tiny(text_file, monkeypatch):
     return str(text_file)
 
 
-def test_path_names_what_matters(tmp_path):
-    def path(**changes):
-        return record_path(replace(TrainConfig(), **changes), tmp_path)
+def test_name_hashes_what_matters():
+    def name(**changes):
+        return run_name(replace(TrainConfig(), **changes))
 
-    assert path() == path(device="cpu") == path(l3_after_layers="2")
-    assert path(data="here/text.txt") == path(data="there/text.txt") != path()
+    assert name() == name(device="cpu") == name(l3_after_layers="2")
+    assert name(data="here/text.txt") == name(data="there/text.txt") != name()
     different = [dict(seed=1), dict(lr_scale=0.5), dict(l3_k_max=5), dict(stand_in="moe")]
-    assert len({path(), *(path(**changes) for changes in different)}) == 5
-    assert path(stand_in="moe").name.startswith("moe-lr1-seed0-")
-    assert path().name.startswith("l3-")
-    assert path(l3_after_layers="").name.startswith("dense-")
+    assert len({name(), *(name(**changes) for changes in different)}) == 5
+    assert name(stand_in="moe").startswith("moe-lr1-seed0-")
+    assert name().startswith("l3-")
+    assert name(l3_after_layers="").startswith("dense-")
 
 
 def test_runs_are_recorded_read_and_not_repeated(tiny, tmp_path):
     made = run_experiment("tiny", "smoke", tiny, 2, 2, tmp_path)
-    files = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    (file,) = tmp_path.iterdir()
+    lines = file.read_text().splitlines()
     runs = [run for family in made.values() for run in [*family.search.values(), *family.runs[1:]]]
-    assert len(files) == len(runs) >= 8
+    assert len(lines) == len(runs) >= 8
+    assert {json.loads(line)["name"] for line in lines} == {run["name"] for run in runs}
     assert all(family.runs[0] in family.search.values() for family in made.values())
     assert [run["config"]["seed"] for run in made["l3"].runs] == [0, 1]
     assert made == results("tiny", "smoke", tiny, 2, tmp_path)
     assert run_experiment("tiny", "smoke", tiny, 2, 1, tmp_path) == made
-    assert files == {path: path.read_bytes() for path in tmp_path.iterdir()}
+    assert lines == file.read_text().splitlines()
     assert [row[0] for row in summary(made)] == ["", "dense", "l3"]
 
 
-def test_perplexity_per_word_is_recorded_and_required(tiny, tmp_path):
-    words = tmp_path / "words.txt"
-    words.write_text("one line\n")
-    made = run_experiment("tiny", "smoke", tiny, 1, 1, tmp_path / "with", str(words))
-    assert all(family.runs[0]["words"]["words"] == 3 for family in made.values())
-    assert made == results("tiny", "smoke", tiny, 1, tmp_path / "with")
-    assert "perplexity per word" in summary(made)[0]
-    run_experiment("tiny", "smoke", tiny, 1, 1, tmp_path / "without")
-    with pytest.raises(ValueError, match="has no perplexity per word"):
-        run_experiment("tiny", "smoke", tiny, 1, 1, tmp_path / "without", str(words))
+def test_a_run_of_another_experiment_is_not_repeated(tiny, tmp_path, monkeypatch):
+    run_experiment("tiny", "smoke", tiny, 1, 1, tmp_path)
+    before = (tmp_path / "tiny.jsonl").read_text()
+    monkeypatch.setitem(EXPERIMENTS, "other", EXPERIMENTS["tiny"])
+    run_experiment("other", "smoke", tiny, 2, 2, tmp_path)
+    assert (tmp_path / "tiny.jsonl").read_text() == before
+    assert len((tmp_path / "other.jsonl").read_text().splitlines()) == 2  # the second seeds
 
 
-def test_a_diverged_run_needs_no_perplexity_per_word(text_file, tmp_path):
-    words, path = tmp_path / "words.txt", tmp_path / "r.json"
-    words.write_text("one line\n")
+def test_families_have_the_seeds_that_are_planned(tiny, tmp_path, monkeypatch):
+    planned = replace(EXPERIMENTS["tiny"], seeds=1, more_seeds={"l3": 2})
+    monkeypatch.setitem(EXPERIMENTS, "tiny", planned)
+    families = run_experiment("tiny", "smoke", tiny, None, 2, tmp_path)
+    assert {name: len(family.runs) for name, family in families.items()} == {"dense": 1, "l3": 2}
+
+
+def test_a_diverged_run_is_recorded(text_file, tmp_path):
     changes = dict(num_iterations=9, lr_scale=1e30, l3_after_layers="", l3_n_emb=0)
-    config = replace(TINY, data=str(text_file), words=str(words), **changes)
-    make_run(config, path)
-    record = read_run(path, config)
+    config = replace(TINY, data=str(text_file), **changes)
+    make_run(config, tmp_path / "r.jsonl")
+    (record,) = read_runs([config], tmp_path)
     assert "diverged" in record
     assert final_loss(record) == math.inf
 
 
+def test_prediction_scales_recorded_runs():
+    config = replace(TINY, n_embd=32, num_iterations=50)
+    recorded = {"seconds": 100, "config": asdict(config)}
+    missing = replace(config, n_embd=64, num_iterations=100)
+    assert prediction([missing] * 9, [recorded], 2) == (
+        "9 runs to train, about 0.5 hours by the 1 recorded runs"  # 9 times 4 times 100 s, in pairs
+    )
+    assert prediction([missing], [], 2) == "1 runs to train"
+
+
 def test_missing_run_is_named(tiny, tmp_path):
-    with pytest.raises(MissingRun, match=r"the run dense-lr0\.5-seed0-\w+\.json is not recorded"):
+    with pytest.raises(MissingRun, match=r"the run dense-lr0\.5-seed0-\w+ is not recorded"):
         results("tiny", "smoke", tiny, 1, tmp_path)
 
 
@@ -101,16 +123,22 @@ def test_missing_run_is_named(tiny, tmp_path):
     ],
 )
 def test_record_of_another_text_or_configuration_is_refused(tmp_path, changes, text, message):
-    recorded = asdict(replace(TINY, **changes))
-    write_record(tmp_path / "r.json", {"config": recorded, "corpus": {"sha256": text}})
+    record = {"config": asdict(replace(TINY, **changes)), "corpus": {"sha256": text}}
     with pytest.raises(ValueError, match=message):
-        read_run(tmp_path / "r.json", TINY, {"this"})
+        check_run("name", record, TINY, {"this"})
+
+
+def record_of(config, sha256, folder):
+    """Add a record that has nothing but a configuration and a text; return its file."""
+    record = {"config": asdict(config), "corpus": {"sha256": sha256}}
+    record |= {"train_loss": [], "seconds": 1.0}
+    add_record(folder / "r.jsonl", run_name(config), record)
+    return folder / "r.jsonl"
 
 
 def test_a_run_on_another_text_is_refused_before_anything_is_trained(tiny, tmp_path):
     config = replace(EXPERIMENTS["tiny"].configs("smoke", tiny)["l3"], lr_scale=2.0)
-    path = record_path(config, tmp_path)
-    write_record(path, {"config": asdict(config), "corpus": {"sha256": "other"}})
+    path = record_of(config, "other", tmp_path)
     with pytest.raises(ValueError, match="records a run on another text"):
         run_experiment("tiny", "smoke", tiny, 1, 1, tmp_path)
     assert list(tmp_path.iterdir()) == [path]
@@ -118,12 +146,11 @@ def test_a_run_on_another_text_is_refused_before_anything_is_trained(tiny, tmp_p
 
 def test_a_place_given_and_the_same_by_default_are_one_run(tmp_path):
     given = replace(TINY, l3_after_layers=str(TINY.depth // 2))
-    path = record_path(TINY, tmp_path)
-    assert path == record_path(given, tmp_path)
+    assert run_name(TINY) == run_name(given)
     assert TINY.l3_after_layers is None
-    record = {"config": asdict(TINY), "corpus": {"sha256": "this"}}
-    write_record(path, record)
-    assert read_run(path, given, {"this"}) == record
+    record_of(TINY, "this", tmp_path)
+    (record,) = read_runs([given], tmp_path, {"this"})
+    assert record["config"] == asdict(TINY)
 
 
 PROGRAM = f"""
@@ -163,10 +190,10 @@ def test_killed_experiment_ends_with_the_same_records(text_file, tmp_path, monke
 
     killed = tmp_path / "killed"
     process = start(text_file, killed, steps=100)
-    wait_for(process, lambda: list(killed.glob("*.json")))
+    wait_for(process, lambda: list(killed.glob("*.jsonl")))
     process.kill()
     process.communicate()
-    assert len(list(killed.glob("*.json"))) < 5
+    assert 0 < len(read_records(killed)) < 5
     monkeypatch.setitem(SMALL, "smoke", replace(TINY, num_iterations=100))
     resumed, undisturbed = (
         run_experiment("tying", "smoke", str(text_file), 1, 2, folder)
@@ -199,7 +226,6 @@ def test_command_prints_the_question_and_the_table(tiny, tmp_path, capsys):
     assert len(printed) == 5
     assert "+0.0000" in printed[3]
     assert printed[3].endswith(" 100% |")
-    assert "per word" not in printed[1]
 
 
 @pytest.mark.parametrize(

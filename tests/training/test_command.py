@@ -170,7 +170,7 @@ def test_saved_model_is_the_trained_one(text_file, tmp_path, capsys):
     assert f"model: {folder}" in capsys.readouterr().out
     model, _ = load_model(folder, torch.device("cpu"))
     corpus = load_corpus(str(text_file), model.config.vocab_size)
-    loss, _ = evaluate(model, corpus.validation, corpus.token_bytes, batch_size=2)
+    loss = evaluate(model, corpus.validation, batch_size=2).loss
     assert loss == pytest.approx(json.loads(record.read_text())["evaluations"][-1]["loss"], rel=1e-5)
 
 

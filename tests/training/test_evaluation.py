@@ -1,7 +1,6 @@
-"""Losses on held-out text, and the perplexity per word."""
+"""Losses on held-out text: of all of it, of its documents, and of a sample."""
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,8 +11,8 @@ from l3paper import GPT
 from l3paper.data.batches import validation_batches
 from l3paper.data.sources import read_documents
 from l3paper.data.split import split_documents
-from l3paper.train import train
-from l3paper.training.evaluation import evaluate, word_perplexity
+from l3paper.data.tokenizer import END_OF_TEXT_ID
+from l3paper.training.evaluation import evaluate
 
 EVERY = pytest.mark.parametrize("kind", ["dense", "l3 tied", "l3 untied"])
 
@@ -31,54 +30,35 @@ def test_evaluation_equals_cross_entropy_of_the_logits(run_of, text_file, kind):
     last = run_of(kind).record["evaluations"][-1]
     assert last["loss"] == pytest.approx(nats / (len(stream) - 1), rel=1e-5)
     assert last["bits_per_byte"] == pytest.approx(nats / math.log(2) / text_bytes, rel=1e-5)
-    assert evaluate(model, corpus.validation, corpus.token_bytes, batch_size=3) == pytest.approx(
-        (last["loss"], last["bits_per_byte"]), rel=1e-5
-    )
-
-
-TEXT = " = Title = \n\n the <unk> model is , by word , compared .\n"
+    again = evaluate(model, corpus.validation, batch_size=3)
+    assert again.loss == pytest.approx(last["loss"], rel=1e-5)
+    assert again.bits_per_byte(corpus.token_bytes) == pytest.approx(last["bits_per_byte"], rel=1e-5)
 
 
 @EVERY
-def test_word_perplexity_spreads_all_nats_over_words_and_line_ends(run_of, kind):
+def test_documents_have_their_own_losses(run_of, kind):
     model, corpus = run_of(kind).model, run_of(kind).corpus
-    found = word_perplexity(model, corpus, TEXT, batch_size=2)
-    ids = torch.tensor([0, *corpus.tokenizer.encode(TEXT).ids])
-    nats = 0.0
+    last = run_of(kind).record["evaluations"][-1]
+    tokens, nats = last["documents"]["tokens"], last["documents"]["nats"]
+    begins = np.flatnonzero(corpus.validation == END_OF_TEXT_ID)
+    assert tokens == np.diff([1, *begins[1:], len(corpus.validation)]).tolist()
+    assert sum(nats) / sum(tokens) == pytest.approx(last["loss"], rel=1e-4)
+    stream = torch.from_numpy(corpus.validation.astype(np.int64))
+    losses = []
     with torch.no_grad():
-        for start in range(0, len(ids) - 1, 16):
-            window = ids[start : start + 17]
-            nats += F.cross_entropy(model(window[None, :-1])[0], window[1:], reduction="sum").item()
-    assert found["words"] == (3 + 1) + 1 + (10 + 1)
-    assert found["tokens"] == len(ids) - 1
-    assert found["perplexity"] == pytest.approx(math.exp(nats / found["words"]), rel=1e-4)
-    assert found["bits_per_byte"] == pytest.approx(nats / math.log(2) / len(TEXT), rel=1e-5)
+        for start in range(0, len(stream) - 1, 16):
+            window = stream[start : start + 17]
+            losses += F.cross_entropy(
+                model(window[None, :-1])[0], window[1:], reduction="none"
+            ).tolist()
+    assert nats[0] == pytest.approx(sum(losses[: begins[1] - 1]), abs=0.01)  # losses[i]: stream[i + 1]
 
 
-def test_a_perplexity_beyond_all_numbers_is_infinite(run_of):
-    run = run_of("dense")
-    found = word_perplexity(run.model, run.corpus, 600 * "Q", 4)
-    assert found["perplexity"] == math.inf
-
-
-def test_words_are_part_of_the_record(tiny, tmp_path):
-    file = tmp_path / "words.txt"
-    file.write_text(TEXT)
-    record = train(replace(tiny("dense"), words=str(file)), show_progress=False).record
-    assert record["config"]["words"] == record["words"]["name"] == "words.txt"
-    assert 1 < record["words"]["perplexity"] < math.inf
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [(None, "No such file"), (b" \n\n", "holds no words"), (b"\xff", "not UTF-8")],
-)
-def test_bad_words_are_refused_before_training(refused, tmp_path, content, message):
-    file = tmp_path / "words.txt"
-    if content is not None:
-        file.write_bytes(content)
-    code, text = refused("--words", str(file))
-    assert (code, message in text) == (2, True)
+@EVERY
+def test_the_last_step_is_evaluated_on_the_sample_and_on_everything(run_of, kind):
+    sample, everything = run_of(kind).record["evaluations"][-2:]
+    assert sample["step"] == everything["step"]
+    assert (sample["everything"], everything["everything"]) == (False, True)
 
 
 @pytest.fixture
@@ -89,8 +69,13 @@ def evaluated(run_of, monkeypatch):
 
     def call(max_tokens):
         taken = []
-        monkeypatch.setattr(GPT, "forward", lambda _, idx, targets: taken.append(idx) or torch.ones(()))
-        evaluate(model, corpus.validation, corpus.token_bytes, 2, max_tokens)
+
+        def token_losses(_, idx, targets):
+            taken.append(idx)
+            return torch.ones(idx.shape)
+
+        monkeypatch.setattr(GPT, "token_losses", token_losses)
+        evaluate(model, corpus.validation, 2, max_tokens)
         return [next(i for i, idx in enumerate(every) if idx.equal(one)) for one in taken], len(every)
 
     return call
