@@ -1,7 +1,5 @@
 """Gains, their intervals and verdicts, and the table of the paper's claims."""
 
-import math
-import statistics
 from pathlib import Path
 
 import pytest
@@ -19,30 +17,6 @@ from l3paper.experiments.statistics import (
     paired_gain,
 )
 from l3paper.records import markdown
-
-
-def test_interval_is_students_over_the_pairs():
-    gain = paired_gain([1.0, 1.0, 1.0], [2.0, 3.0, 4.0])
-    assert gain.by_seed == (1.0, 2.0, 3.0)
-    assert gain.mean == 2.0
-    half = 4.303 / math.sqrt(3)  # standard deviation 1
-    assert (gain.low, gain.high) == pytest.approx((2 - half, 2 + half))
-    assert str(gain) == "+2.0000 (-0.4843 to +4.4843)"
-
-
-@pytest.mark.parametrize("pairs", [2, 3, 5, 12])
-def test_interval_covers_the_mean_as_often_as_it_says(pairs):
-    noise = statistics.NormalDist().samples(4000 * pairs, seed=pairs)
-    draws = [noise[i : i + pairs] for i in range(0, len(noise), pairs)]
-    gains = [paired_gain([0.0] * pairs, draw) for draw in draws]
-    share = statistics.fmean(gain.low <= 0 <= gain.high for gain in gains)
-    assert share == pytest.approx(0.95, abs=0.015)
-
-
-@pytest.mark.parametrize("pairs", [0, 1])
-def test_too_few_seeds_are_refused(pairs):
-    with pytest.raises(ValueError, match=f"seeds is {pairs}; it must be at least 2"):
-        paired_gain([0.0] * pairs, [1.0] * pairs)
 
 
 @pytest.mark.parametrize(
