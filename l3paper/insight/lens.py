@@ -15,12 +15,16 @@ from l3paper.layer import rms_norm
 
 
 def depths(model: GPT) -> list[str]:
-    """The names of the model's depths: "embedding", "block 0", "L3 after 0" (if there is one), ..."""
-    names = ["embedding"]
+    """The names of the model's depths: "embedding", "block 0", "L3 after 0" (if there is one), ...
+
+    A rival in the place of an L3 layer gives its depth its own name, such as "mlp after 0".
+    """
+    names, c = ["embedding"], model.config
     for i in range(len(model.blocks)):
         names.append(f"block {i}")
-        if i in model.config.l3_blocks:
-            names.append(f"L3 after {i}")
+        names += [f"L3 after {i}"] * (i in c.l3_blocks) + [f"{c.rival} after {i}"] * (
+            i in c.rival_blocks
+        )
     return names
 
 
@@ -36,9 +40,10 @@ def streams(model: GPT, idx: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         for i, block in enumerate(model.blocks):
             keep_output = partial(_keep_output, by_depth, f"block {i}")
             hooks.enter_context(block.register_forward_hook(keep_output))
-        for i, layer in model.l3_layers.items():
-            keep_sum = partial(_keep_sum, by_depth, f"L3 after {i}")
-            hooks.enter_context(layer.register_forward_hook(keep_sum))
+        for kind, layers in (("L3", model.l3_layers), (model.config.rival, model.rivals)):
+            for i, layer in layers.items():
+                keep_sum = partial(_keep_sum, by_depth, f"{kind} after {i}")
+                hooks.enter_context(layer.register_forward_hook(keep_sum))
         with torch.compiler.set_stance("force_eager"):  # compiled blocks would not see new hooks
             final = model.hidden_states(idx.to(model.device))
     return by_depth, final

@@ -1,7 +1,8 @@
 """What trained models have stored, recorded: `python -m l3paper.insight`.
 
-Trains the dense model and the one with two L3 layers of the main comparison, and looks into each: a
-tuned lens, the layers' choices on held-out text, and, for a few tokens, what their rows hold.
+Trains a dense model, one with two L3 layers, and two controls with other layers in their places, and
+looks into each: a tuned lens, the layers' choices on held-out text, how many of their rows are dead as
+training goes on, and, for a few tokens, what their rows hold.
 """
 
 import argparse
@@ -21,20 +22,26 @@ from l3paper.data.sources import corpus_name
 from l3paper.data.streams import TokenizedCorpus
 from l3paper.data.tokenizer import token_text
 from l3paper.errors import at_least, command, nonempty_path
-from l3paper.experiments.catalogue import EXPERIMENTS
+from l3paper.experiments.catalogue import DENSE, PER_LAYER_LR, SMALL, Changes, spread
 from l3paper.experiments.runs import MissingRun, check_run
 from l3paper.gpt import GPT
 from l3paper.insight.lens import train_lens
 from l3paper.insight.rows import Choice, choices, explore
 from l3paper.records import RECORDS, read_record, write_record
-from l3paper.train import TrainedRun, train
+from l3paper.train import TrainedRun, Training, train
 from l3paper.training.config import PRESETS, TrainConfig
 
 PROGRAM = "python -m l3paper.insight"
 
 FOLDER = RECORDS / "insight"
-MODELS = {"dense": "dense", "l3": "L3, two layers"}
-"""Names of the models in the records, and in the main comparison."""
+MODELS: dict[str, Changes] = {
+    "dense": DENSE,
+    "l3": {},
+    "mlp": {"stand_in": "mlp"},
+    "per-layer-embedding": {"stand_in": "per-layer-embedding", "table_lr": PER_LAYER_LR},
+}
+"""The models by name, as changes of the one with two L3 layers. The last two are controls: MLPs, or one
+row per token, in the same places and of equal operations."""
 
 LENS_STEPS = {"smoke": 20, "laptop": 500, "gpu": 1000}
 SEEDS = 3
@@ -42,14 +49,37 @@ TOKENS = 5
 """How many tokens the explorer shows."""
 
 
+def held_out_ids(corpus: TokenizedCorpus, length: int, most: int = 32768) -> Tensor:
+    """The first `most` tokens of the held-out text or so, as sequences (B, length)."""
+    require_length(corpus.validation, length, "held-out text")
+    sequences = max(1, min(most, len(corpus.validation) - 1) // length)
+    return torch.from_numpy(corpus.validation[: sequences * length].astype(np.int64)).view(-1, length)
+
+
+def train_and_look(config: TrainConfig, lens_steps: int) -> dict:
+    """Train a model, count its dead rows at every evaluation, and look into it at the end."""
+    dead: list[dict] = []
+
+    def count(run: Training, step: int) -> None:
+        if run.model.l3_layers and step % config.eval_every == 0:
+            dead.append(_dead_rows(run.model, held_out_ids(run.corpus, config.sequence_len), step))
+
+    run = train(config, show_progress=False, before_step=count)
+    idx = held_out_ids(run.corpus, config.sequence_len)
+    dead.append(_dead_rows(run.model, idx, config.num_iterations))
+    return record_insight(run, lens_steps) | {"dead_rows": dead}
+
+
+def _dead_rows(model: GPT, idx: Tensor, step: int) -> dict:
+    by_block = {str(block): choice.dead_rows() for block, choice in choices(model, idx).items()}
+    return {"step": step, "dead_and_all": by_block}
+
+
 def record_insight(run: TrainedRun, lens_steps: int, held_out: int = 32768) -> dict:
     """Look into a trained model, on the first `held_out` tokens of the held-out text."""
     model, corpus, config = run.model, run.corpus, run.record["config"]
     length, batch_size = config["sequence_len"], config["batch_size"]
-    require_length(corpus.validation, length, "held-out text")
-    sequences = max(1, min(held_out, len(corpus.validation) - 1) // length)
-    tokens = corpus.validation[: sequences * length].astype(np.int64)
-    idx = torch.from_numpy(tokens).view(sequences, length)
+    idx = held_out_ids(corpus, length, held_out)
     seed = config["seed"] + 10**6  # other places of the text than the model was trained on
     batches = (training_batch(corpus.train, batch_size, length, seed, step)[0] for step in count())
     lens = train_lens(model, batches, lens_steps)
@@ -89,10 +119,25 @@ def _summary(choice: Choice, corpus: TokenizedCorpus) -> dict:
     return {
         "mean": float(choice.distance[several].mean()),
         "share_of_most": float(share.mean()),
+        "of_frequent": _parts(choice),
         "positions": int(several.sum()),
         "by_rows": by_rows,
         "by_token": by_token,
     }
+
+
+def _parts(choice: Choice, least_positions: int = 20) -> dict:
+    """The two parts of the mean distance, over frequent tokens of several rows.
+
+    Rarer ones are left out: the mean softmax of a few positions leaves hardly anything to the context.
+    "rows_used" is the exponential of the entropy of a token's mean softmax, averaged over positions.
+    """
+    counts = choice.token_ids.bincount()[choice.token_ids]
+    here = (choice.rows > 1) & (counts >= least_positions)
+    rows_used = (choice.rows.log() - choice.bias).exp()
+    measured = {"rows": choice.rows.float(), "rows_used": rows_used}
+    measured |= {name: getattr(choice, name) for name in ("distance", "bias", "information")}
+    return {name: float(values[here].mean()) for name, values in measured.items()}
 
 
 def frequent_words(corpus: TokenizedCorpus, model: GPT, idx: Tensor) -> list[int]:
@@ -128,14 +173,18 @@ def _explored(model: GPT, corpus: TokenizedCorpus, block: int, token: int, idx: 
 
 
 def insights(
-    preset: str = "laptop", seeds: int = SEEDS, folder: Path = FOLDER, data: str = "stdlib"
+    preset: str = "laptop",
+    seeds: int = SEEDS,
+    folder: Path = FOLDER,
+    data: str = "stdlib",
+    models: Sequence[str] = ("dense", "l3"),
 ) -> dict[str, list[dict]]:
     """The recorded looks into each model, by seed.
 
     Raises MissingRun if a record is missing, ValueError if one is of another configuration or text.
     """
-    looks = {name: [] for name in MODELS}
-    for look in _looks(preset, seeds, folder, data):
+    looks = {name: [] for name in models}
+    for look in _looks(preset, seeds, folder, data, models):
         if not look.path.exists():
             raise MissingRun(f"there is no {look.path.name}: run {PROGRAM} --preset {preset}")
         looks[look.model].append(look.read())
@@ -166,12 +215,19 @@ class _Look(NamedTuple):
         return record
 
 
-def _looks(preset: str, seeds: int, folder: Path, data: str) -> list[_Look]:
-    configs = EXPERIMENTS["main"].configs(preset, data)
+def _looks(
+    preset: str, seeds: int, folder: Path, data: str, models: Sequence[str] = tuple(MODELS)
+) -> list[_Look]:
+    base = replace(SMALL[preset], data=data)
+    base = replace(base, l3_after_layers=spread(base, 2))
     return [
-        _Look(name, folder / f"{preset}-{name}-seed{seed}.json", replace(configs[family], seed=seed))
+        _Look(
+            name,
+            folder / f"{preset}-{name}-seed{seed}.json",
+            replace(base, **MODELS[name], seed=seed),
+        )
         for seed in range(seeds)
-        for name, family in MODELS.items()
+        for name in models
     ]
 
 
@@ -196,6 +252,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if look.path.exists():
             look.read()
         else:
-            run = train(look.config, show_progress=False)
-            write_record(look.path, record_insight(run, LENS_STEPS[flags.preset]))
+            write_record(look.path, train_and_look(look.config, LENS_STEPS[flags.preset]))
     return 0

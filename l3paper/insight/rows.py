@@ -39,13 +39,42 @@ def distance_from_uniform(weights: Tensor, rows: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Choice:
-    """How the positions of a text choose rows in one L3 layer; all (N,)."""
+    """How the positions of a text choose rows in one L3 layer.
 
-    token_ids: Tensor
-    rows: Tensor
-    """How many rows the position's token owns."""
-    distance: Tensor
-    """The softmax's distance from uniform, in nats."""
+    On average over a token's positions, `distance` is `bias` plus `information`.
+    """
+
+    token_ids: Tensor  # (N,)
+    rows: Tensor  # (N,) how many rows the position's token owns
+    distance: Tensor  # (N,) KL(softmax || uniform) in nats
+    bias: Tensor  # (N,) KL(mean softmax of the token || uniform): rows that win whatever the context
+    information: Tensor  # (N,) KL(softmax || mean softmax of the token): what the context chooses
+    mean_weights: Tensor  # (vocab_size, k) the mean softmax of every token, zeros if it is not there
+
+    def dead_rows(self, least_positions: int = 20) -> tuple[int, int]:
+        """(dead rows, rows) of the tokens that own several rows and have so many positions.
+
+        A row is dead if its mean weight is below a tenth of an equal share.
+        """
+        counts = self.token_ids.bincount(minlength=len(self.mean_weights))
+        owned = torch.zeros_like(counts).index_put((self.token_ids,), self.rows)
+        place = torch.arange(self.mean_weights.shape[1], device=owned.device)
+        eligible = (counts >= least_positions) & (owned > 1)
+        real = (place < owned[:, None]) & eligible[:, None]
+        dead = real & (self.mean_weights < 0.1 / owned[:, None].clamp(min=1))
+        return int(dead.sum()), int(real.sum())
+
+
+def choice_of(weights: Tensor, token_ids: Tensor, rows: Tensor, vocab_size: int) -> Choice:
+    """Measure weights (N, k) of tokens (N,) that own `rows` (N,)."""
+    counts = token_ids.bincount(minlength=vocab_size).clamp(min=1)
+    totals = weights.new_zeros(vocab_size, weights.shape[1]).index_add(0, token_ids, weights)
+    means = totals / counts[:, None]
+    own = means[token_ids]  # (N, k)
+    # Where a weight is above 0, so is the mean: 0 log 0 is the only case to take care of.
+    information = torch.special.xlogy(weights, weights / own.clamp(min=1e-30)).sum(dim=-1)
+    distance, bias = (distance_from_uniform(of, rows) for of in (weights, own))
+    return Choice(token_ids, rows, distance, bias, information, means)
 
 
 @torch.no_grad()
@@ -61,8 +90,7 @@ def choices(model: GPT, idx: Tensor) -> dict[int, Choice]:
     for block in model.config.l3_blocks:
         layer = model.l3_layers[str(block)]
         weights = row_weights(layer, by_depth[f"block {block}"].flatten(0, 1), ids)
-        rows = layer.bounds[ids + 1] - layer.bounds[ids]
-        by_block[block] = Choice(ids, rows, distance_from_uniform(weights, rows))
+        by_block[block] = choice_of(weights, ids, layer.bounds.diff()[ids], model.config.vocab_size)
     return by_block
 
 

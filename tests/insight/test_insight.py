@@ -10,7 +10,7 @@ from l3paper import GPT, GPTConfig, allocation_to_bounds
 from l3paper.experiments.catalogue import EXPERIMENTS
 from l3paper.insight.lens import TunedLens, depths, streams, train_lens
 from l3paper.insight.record import insights, lens_drops, main
-from l3paper.insight.rows import choices, distance_from_uniform, explore, row_weights
+from l3paper.insight.rows import choice_of, choices, distance_from_uniform, explore, row_weights
 from l3paper.layer import rms_norm
 from l3paper.records import write_record
 
@@ -123,6 +123,43 @@ def test_choices_cover_every_layer_and_position():
     assert choices(make_model(DENSE), IDS) == {}
 
 
+def test_distance_is_bias_plus_information_for_every_token():
+    torch.manual_seed(0)
+    ids, rows = torch.tensor([3] * 50 + [5] * 30), torch.tensor([4] * 50 + [2] * 30)
+    weights = (3 * torch.randn(80, 4)).masked_fill(torch.arange(4) >= rows[:, None], -torch.inf)
+    choice = choice_of(weights.softmax(-1), ids, rows, vocab_size=8)
+    for token in (3, 5):
+        here = ids == token
+        mean = weights.softmax(-1)[here].mean(0)[: rows[here][0]]
+        bias = float((mean * (mean * len(mean)).log()).sum())
+        assert choice.bias[here].tolist() == pytest.approx([bias] * int(here.sum()), abs=1e-6)
+        parts = choice.bias[here].mean() + choice.information[here].mean()
+        torch.testing.assert_close(choice.distance[here].mean(), parts)
+        assert choice.information[here].mean() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("weights", "bias", "information"),
+    [
+        ([[1.0, 0.0], [1.0, 0.0]], math.log(2), 0.0),  # one row wins, whatever the context
+        ([[1.0, 0.0], [0.0, 1.0]], 0.0, math.log(2)),  # the context chooses
+        ([[0.5, 0.5], [0.5, 0.5]], 0.0, 0.0),  # an average
+    ],
+)
+def test_lookup_average_and_a_row_that_always_wins_are_told_apart(weights, bias, information):
+    choice = choice_of(torch.tensor(weights), torch.tensor([1, 1]), torch.tensor([2, 2]), 3)
+    assert choice.bias.tolist() == pytest.approx([bias] * 2, abs=1e-6)
+    assert float(choice.information.mean()) == pytest.approx(information, abs=1e-6)
+
+
+def test_dead_rows_are_those_that_hardly_any_context_chooses():
+    ids, rows = torch.tensor([1] * 30 + [2] * 5), torch.tensor([3] * 30 + [3] * 5)
+    weights = torch.tensor([[0.99, 0.005, 0.005], [0.5, 0.495, 0.005]])[[0, 1] * 17 + [0]]
+    choice = choice_of(weights, ids, rows, vocab_size=4)
+    assert choice.dead_rows() == (1, 3)  # token 2 is too rare
+    assert choice.dead_rows(least_positions=1) == (2, 6)
+
+
 @torch.no_grad()
 def test_explorer_finds_the_contexts_and_the_promoted_tokens():
     model = make_model()
@@ -164,6 +201,10 @@ def test_recorded_insight(tmp_path):
     written = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     found = insights("smoke", 1, tmp_path)
     (dense,), (l3,) = found["dense"], found["l3"]
+    (mlp,) = insights("smoke", 1, tmp_path, models=["mlp"])["mlp"]
+    assert list(mlp["lens"]) == ["embedding", "block 0", "mlp after 0", "block 1", "mlp after 1"]
+    assert [count["step"] for count in l3["dead_rows"]] == [0, 5, 10]
+    assert all(0 <= dead <= rows for dead, rows in l3["dead_rows"][-1]["dead_and_all"].values())
     assert list(dense["lens"]) == ["embedding", "block 0", "block 1"]
     assert list(l3["lens"]) == ["embedding", "block 0", "L3 after 0", "block 1", "L3 after 1"]
     assert dense["choices"] == {}
@@ -171,6 +212,9 @@ def test_recorded_insight(tmp_path):
         positions = sum(count for rows, count, _ in choice["by_rows"] if rows > 1)
         assert positions == choice["positions"]
         assert 0 <= choice["share_of_most"] <= 1
+        parts = choice["of_frequent"]
+        assert parts["distance"] == pytest.approx(parts["bias"] + parts["information"], rel=1e-4)
+        assert 1 <= parts["rows_used"] <= parts["rows"]
     words = {entry["token"].strip("␣") for entry in l3["explorer"]}
     assert words
     assert all(len(word) >= 3 and word.isalpha() for word in words)
