@@ -9,7 +9,7 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -170,11 +170,7 @@ def run_folder(settings: Checkpoints) -> Iterator[None]:
     Raises ValueError if another process has it, and if it holds checkpoints that are not to be resumed.
     """
     folder = settings.folder
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(locked(folder, wait=False))
-        except BlockingIOError as error:
-            raise ValueError(f"{str(folder)!r} is in use: another process trains there") from error
+    with locked(folder, wait=False):
         if _checkpoints(folder) and not settings.resume:
             raise ValueError(
                 f"{str(folder)!r} holds checkpoints: resume that run, or take another folder"

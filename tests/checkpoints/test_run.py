@@ -260,7 +260,7 @@ def test_folder_with_checkpoints_is_not_restarted(config, stopped):
 
 
 def test_second_process_is_refused(config, stopped):
-    with locked(stopped.folder), pytest.raises(ValueError, match="in use: another process trains"):
+    with locked(stopped.folder), pytest.raises(ValueError, match="is in use by another process"):
         train(config, False, stopped)
 
 
