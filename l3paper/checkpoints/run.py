@@ -27,6 +27,7 @@ from l3paper.checkpoints.model import (
     write_tensors,
 )
 from l3paper.checkpoints.stored import (
+    MOST_PROGRESS,
     read_json,
     read_tensors,
     require_intact,
@@ -191,7 +192,7 @@ def _step(checkpoint: Path) -> int:
 
 def _read_progress(checkpoint: Path) -> tuple[dict, Progress]:
     """The run's identity and its progress. Raises ValueError for measurements that are not of it."""
-    written, step = read_json(checkpoint / PROGRESS), _step(checkpoint)
+    written, step = read_json(checkpoint / PROGRESS, MOST_PROGRESS), _step(checkpoint)
     match written:
         case {
             "run": dict(run),
