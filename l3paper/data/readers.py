@@ -49,12 +49,11 @@ def read_texts(path: Path, name: str, limit: int = MAX_DOCUMENT) -> Iterator[str
 
 
 def read_text(path: Path) -> str:
-    """The whole text of a plain file. Raises ValueError, naming file and line, if it is not UTF-8."""
+    """The whole text of a plain file. Raises ValueError, naming the file, if it is not UTF-8."""
     try:
-        with open(path, "rb") as file:
-            return _decoded(b"".join(line for _, line in _lines(file, MAX_DOCUMENT)), 1)
-    except ValueError as error:
-        raise ValueError(f"{path.name}, {error}") from error
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path.name} is not UTF-8 text: {error}") from error
 
 
 def optional(package: str, extra: str) -> ModuleType:

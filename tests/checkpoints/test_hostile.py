@@ -20,7 +20,7 @@ from helpers import SIZES, Bomb, as_flags, flip, rewrite, run_module
 from l3paper.checkpoints.model import TABLES as PLACES
 from l3paper.checkpoints.model import load_model
 from l3paper.checkpoints.run import Checkpoints, RunFolder
-from l3paper.data.sources import read_documents
+from l3paper.data.sources import open_source
 from l3paper.generate import generate
 from l3paper.train import main as train_main
 from l3paper.training.config import TrainConfig
@@ -392,7 +392,7 @@ JSON_LINES = st.lists(
 def test_any_file_gives_text_or_is_refused(tmp_path, suffix, content):
     path = tmp_path / f"a.{suffix}"
     path.write_bytes(content)
-    documents, error = outcome(read_documents, str(path))
+    documents, error = outcome(lambda: list(open_source(str(path))))
     if error:
         assert "a." in error
     else:

@@ -165,5 +165,5 @@ def test_whole_text_of_a_file(tmp_path):
     (tmp_path / "a").write_bytes(b"\xef\xbb\xbfone\r\n<|endoftext|>\n")
     assert read_text(tmp_path / "a") == "one\r\n<|endoftext|>\n"
     (tmp_path / "a").write_bytes(b"one\n\xff")
-    with pytest.raises(ValueError, match="a, line 2: not UTF-8 text"):
+    with pytest.raises(ValueError, match="a is not UTF-8 text"):
         read_text(tmp_path / "a")
