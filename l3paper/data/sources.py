@@ -81,26 +81,25 @@ def open_source(source: str = "stdlib", max_bytes: int | None = None) -> Source:
     """
     if max_bytes is not None:
         at_least(1, max_bytes=max_bytes)
-    path = Path(source)
     if source == "stdlib":
         return Source(source, _standard_library, max_bytes)
     if source.startswith("hf:"):
         if max_bytes is None:
             raise ValueError(f"max_bytes is needed with {source!r}: a stream is read up to there")
-        stream = Source(source, lambda: _hub(source.removeprefix("hf:")), max_bytes)
-        documents = list(stream)
+        documents = list(Source(source, lambda: _hub(source.removeprefix("hf:")), max_bytes))
         return Source(source, lambda: documents)
-    if source and path.is_dir():
-        names, left_out = list_folder(path)
-        return Source(corpus_name(source), lambda: _files(path, names), max_bytes, left_out)
-    if not source or not path.is_file():
+    path = Path(source)
+    if not source or not path.exists():
         raise ValueError(f"data is {source!r}: not a file or folder, nor 'stdlib' or 'hf:NAME'")
-    if not is_readable(path.name):
+    folder, names, left_out = path.parent, [path.name], ""
+    if path.is_dir():
+        folder, (names, left_out) = path, list_folder(path)
+    elif not is_readable(path.name):
         raise ValueError(
             f"data file {path.name!r} must end in .txt or .jsonl (or .gz, .bz2, .xz, .zst after "
             "either) or .parquet"
         )
-    return Source(corpus_name(source), lambda: _files(path.parent, [path.name]), max_bytes)
+    return Source(corpus_name(source), lambda: _files(folder, names), max_bytes, left_out)
 
 
 def corpus_name(source: str) -> str:

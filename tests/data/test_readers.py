@@ -107,7 +107,7 @@ def test_one_rule_for_long_documents(tmp_path, name):
     for text in ("x" * 99, "x\n" * 49 + "x"):
         content = write[name.partition(".")[2]]([text])
         assert read(tmp_path, name, content, limit=200) == [text]
-        with pytest.raises(ValueError, match=rf"{name}, (line|row) \d+: .* 98 bytes"):
+        with pytest.raises(ValueError, match=rf"{name}, (line|row) \d+: .* 98 characters"):
             read(tmp_path, name, content, limit=98)
 
 
