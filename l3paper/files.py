@@ -109,13 +109,10 @@ def locked(folder: Path, wait: bool = True) -> Iterator[None]:
 
 def require_writable(path: Path) -> None:
     """Raise ValueError, naming `path`, unless `atomic_write` can write a file there."""
-    try:
-        if path.is_dir():
-            raise IsADirectoryError("it is a folder")
-        if not path.exists() or path.is_file():
-            _probe(path.resolve().parent)
-    except OSError as error:
-        raise ValueError(f"{str(path)!r} cannot be written: {error}") from error
+    if path.is_dir():
+        raise ValueError(f"{str(path)!r} cannot be written: it is a folder")
+    if not path.exists() or path.is_file():
+        _require_neighbours(path)
 
 
 def require_replaceable(folder: Path) -> None:
@@ -130,23 +127,24 @@ def require_replaceable(folder: Path) -> None:
             f"{str(folder)!r} cannot be replaced: it is a mount point, or the working folder is in it; "
             "name a new folder inside it"
         )
+    _require_neighbours(folder)
+
+
+def _require_neighbours(path: Path) -> None:
+    """Create the folder of `path`. Raise ValueError, naming `path`, unless it takes new files."""
+    folder = path.resolve().parent
     try:
-        _probe(target.parent)
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
-        raise ValueError(f"{str(folder)!r} cannot be written: {error}") from error
+        raise ValueError(f"{str(path)!r} cannot be written: {error}") from error
 
 
 def sha256(path: Path) -> str:
     """Return the digest of a file's content, which is read piece by piece."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _probe(folder: Path) -> None:
-    """Create `folder`, and a file in it for a moment; raise OSError if that fails."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder):
-        pass
 
 
 def _sync(path: Path) -> None:
