@@ -13,15 +13,12 @@ import functools
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-SIGNALS = tuple(
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
-)
+SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
 """Signals that ask a command to stop."""
 
 
@@ -57,12 +54,6 @@ def nonempty_path(text: str) -> Path:
     return Path(text)
 
 
-@functools.cache
-def note_once(text: str) -> None:
-    """Print a line on stderr, once in the life of the process."""
-    print(text, file=sys.stderr)
-
-
 class Failure(Exception):
     """A run that failed although its input was good; `code` is the command's exit code."""
 
@@ -75,15 +66,11 @@ class Stopped(KeyboardInterrupt):
 
 @contextmanager
 def handled(handler: Callable) -> Iterator[None]:
-    """Handle SIGINT, SIGTERM and SIGHUP by `handler(number, frame)`, in the main thread.
+    """Handle SIGINT, SIGTERM and SIGHUP by `handler(number, frame)`; for the main thread only.
 
     SIGTERM and SIGHUP stay ignored if they are, as `nohup` does with SIGHUP; SIGINT does not, since a
-    shell ignores it for whatever it starts in the background. Other threads get no signals: there,
-    nothing changes.
+    shell ignores it for whatever it starts in the background.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     before = {
         number: signal.signal(number, handler)
         for number in SIGNALS
@@ -122,7 +109,7 @@ def command(program: str) -> Callable:
                 # The interpreter would write what is left in the buffers once more, and fail.
                 for stream in (sys.stdout, sys.stderr):
                     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-                return 128 + 13  # SIGPIPE, which Windows does not name
+                return 128 + signal.SIGPIPE
             except Failure as error:
                 why, code = error, error.code
             except KeyboardInterrupt as error:

@@ -1,25 +1,19 @@
 """Where files go and how they get there: whole, or not at all."""
 
 import errno
+import fcntl
 import hashlib
 import os
 import shutil
+import tempfile
 import uuid
+import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from l3paper.errors import note_once
-
-try:
-    import fcntl
-except ImportError:
-    fcntl = None
-
-_UNSUPPORTED = {
-    getattr(errno, name) for name in ("EINVAL", "ENOTSUP", "EOPNOTSUPP", "ENOSYS", "EBADF", "ENOLCK")
-}
+_UNSUPPORTED = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.ENOLCK}
 """Error numbers of a file system that cannot flush folders, or cannot lock them."""
 
 
@@ -42,20 +36,20 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO]:
     through and never replaced. An OSError with an error number names `path`.
     """
     encoding = None if "b" in mode else "utf-8"
-    if path.exists() and not path.is_file():
-        with _naming(path, path), open(path, mode, encoding=encoding) as file:
-            yield file
-        return
-    target = Path(os.path.realpath(path))
-    temporary = _neighbour(target)
-    with _naming(path, temporary):
+    with _naming(path):
+        if path.exists() and not path.is_file():
+            with open(path, mode, encoding=encoding) as file:
+                yield file
+            return
+        target = path.resolve()
+        temporary = _neighbour(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(temporary, mode, encoding=encoding) as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, target)
+            temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -64,12 +58,12 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a new temporary folder; flush it to the disk and move it to `path` when the block succeeds.
 
-    A file or folder at `path` is replaced; if `path` is a link, its target is. When the block raises,
-    `path` is left alone. An OSError with an error number names `path` or a file in it.
+    A folder at `path` is replaced; if `path` is a link, its target is. When the block raises, `path` is
+    left alone. An OSError with an error number names `path`.
     """
-    target = Path(os.path.realpath(path))
+    target = path.resolve()
     temporary, outdated = _neighbour(target), _neighbour(target)
-    with _naming(path, temporary):
+    with _naming(path):
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()
         try:
@@ -77,58 +71,48 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             for part in (*temporary.iterdir(), temporary):
                 _sync(part)
             if target.is_dir():
-                os.replace(target, outdated)
-            elif target.is_file():
-                target.unlink()
-            os.replace(temporary, target)
+                target.replace(outdated)
+            temporary.replace(target)
             _sync(target.parent)
         finally:
             if outdated.exists() and not target.exists():
-                os.replace(outdated, target)
+                outdated.replace(target)
             shutil.rmtree(temporary, ignore_errors=True)
             shutil.rmtree(outdated, ignore_errors=True)
 
 
 def remove_folder(path: Path) -> None:
     """Rename a folder, then delete it: a killed process leaves no half of it under its name."""
-    outdated = _neighbour(path)
-    os.replace(path, outdated)
-    shutil.rmtree(outdated)
+    shutil.rmtree(path.replace(_neighbour(path)))
 
 
 @contextmanager
 def locked(folder: Path, wait: bool = True) -> Iterator[None]:
     """Let one process at a time into the block for `folder`, which is created.
 
-    The others wait or, without `wait`, get a BlockingIOError. Windows and some network file systems
-    have no such locks: there, a line on stderr says that runs are not held apart.
+    The others wait or, without `wait`, get a ValueError that names the folder. Some network file
+    systems have no such locks: there, a warning says that runs are not held apart.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as stack:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
         try:
-            if fcntl is None:
-                raise OSError(errno.ENOSYS, "this system has no flock")
-            handle = os.open(folder, os.O_RDONLY)
-            stack.callback(os.close, handle)
             fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError as error:
+            raise ValueError(f"{str(folder)!r} is in use by another process") from error
         except OSError as error:
-            if error.errno not in _UNSUPPORTED:
-                raise
-            note_once("this file system has no locks: two runs on one folder are not held apart")
+            _require_unsupported(error, "lock folders: two runs on one folder are not held apart")
         yield
+    finally:
+        os.close(handle)
 
 
 def require_writable(path: Path) -> None:
     """Raise ValueError, naming `path`, unless `atomic_write` can write a file there."""
-    try:
-        if path.is_dir():
-            raise IsADirectoryError("it is a folder")
-        if not path.exists() or path.is_file():
-            _probe(Path(os.path.realpath(path)).parent)
-        elif not os.access(path, os.W_OK):
-            raise PermissionError("it does not accept writing")
-    except OSError as error:
-        raise ValueError(f"{str(path)!r} cannot be written: {error}") from error
+    if path.is_dir():
+        raise ValueError(f"{str(path)!r} cannot be written: it is a folder")
+    if not path.exists() or path.is_file():
+        _require_neighbours(path)
 
 
 def require_replaceable(folder: Path) -> None:
@@ -137,16 +121,24 @@ def require_replaceable(folder: Path) -> None:
     The working folder and its parents are refused, since a shell would stay in the replaced folder;
     so are mount points, which cannot be renamed.
     """
-    target = Path(os.path.realpath(folder))
+    target = folder.resolve()
     if Path.cwd().is_relative_to(target) or target.is_mount():
         raise ValueError(
             f"{str(folder)!r} cannot be replaced: it is a mount point, or the working folder is in it; "
             "name a new folder inside it"
         )
+    _require_neighbours(folder)
+
+
+def _require_neighbours(path: Path) -> None:
+    """Create the folder of `path`. Raise ValueError, naming `path`, unless it takes new files."""
+    folder = path.resolve().parent
     try:
-        _probe(target.parent)
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
-        raise ValueError(f"{str(folder)!r} cannot be written: {error}") from error
+        raise ValueError(f"{str(path)!r} cannot be written: {error}") from error
 
 
 def sha256(path: Path) -> str:
@@ -155,42 +147,35 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _probe(folder: Path) -> None:
-    """Create `folder`, and a file in it for a moment; raise OSError if that fails."""
-    folder.mkdir(parents=True, exist_ok=True)
-    probe = _neighbour(folder / "probe")
-    probe.touch()
-    probe.unlink()
-
-
 def _sync(path: Path) -> None:
-    """Flush a file's content, or a folder's names, to the disk; Windows cannot open folders."""
-    if path.is_dir() and fcntl is None:
-        return
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    """Flush a file's content, or a folder's names, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     except OSError as error:
-        if not (path.is_dir() and error.errno in _UNSUPPORTED):
+        if not path.is_dir():
             raise
-        note_once("this file system cannot flush folders: a power failure may lose the newest files")
+        _require_unsupported(error, "flush folders: a power failure may lose the newest files")
     finally:
         os.close(handle)
 
 
-@contextmanager
-def _naming(path: Path, temporary: Path) -> Iterator[None]:
-    """Let an OSError in the block name `path`, rather than `temporary` or, as a full disk's, nothing.
+def _require_unsupported(error: OSError, what: str) -> None:
+    """Warn of what a file system cannot do; raise an error that says something else."""
+    if error.errno not in _UNSUPPORTED:
+        raise error
+    warnings.warn(f"this file system cannot {what}", stacklevel=1)
 
-    Errors of a connection are left alone: they are about something else.
-    """
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Let an OSError in the block name `path`, not a temporary file or, as a full disk's, nothing."""
     try:
         yield
     except OSError as error:
-        if error.errno is None or isinstance(error, ConnectionError):
+        if error.errno is None:
             raise
-        name = str(error.filename or path).replace(str(temporary), str(path))
-        raise OSError(error.errno, error.strerror, name) from error
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _neighbour(path: Path) -> Path:

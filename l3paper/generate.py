@@ -13,7 +13,6 @@ from tokenizers.decoders import DecodeStream
 from torch import Tensor
 
 from l3paper.checkpoints.model import TABLES, load_model
-from l3paper.costs.accounting import predicted_bytes
 from l3paper.data.tokenizer import END_OF_TEXT_ID
 from l3paper.errors import at_least, at_most, command, nonempty_path
 from l3paper.gpt import GPT
@@ -147,18 +146,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     model, tokenizer = _load(given.checkpoint, pick_device(given.device), given.tables)
     prompts = [_encode(tokenizer, text) for text in given.prompt]
-    how = {name: getattr(given, name) for name in ("temperature", "top_k", "top_p", "seed")}
-    steps = stream(model, prompts, given.new_tokens, **how)
+    choice = given.temperature, given.top_k, given.top_p, given.seed
+    steps = stream(model, prompts, given.new_tokens, *choice)
     with precision(model):
         if len(prompts) == 1:
-            steps = _print_as_it_comes(tokenizer, given.prompt[0], steps)
+            _print_as_it_comes(tokenizer, given.prompt[0], steps)
         else:
-            steps = list(steps)
             for prompt, *ids in zip(given.prompt, *steps, strict=True):
                 print(f"--- {prompt}{tokenizer.decode(ids)}")
-    if given.tables != "resident" and model.l3_layers and steps:
-        fed = [[token for prompt in prompts for token in prompt], *steps[:-1]]  # to each forward pass
-        print(_reading(model, fed), file=sys.stderr)
 
 
 def _load(folder: Path, device: torch.device, tables: str) -> tuple[GPT, Tokenizer]:
@@ -192,35 +187,16 @@ def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
     return [END_OF_TEXT_ID, *tokenizer.encode(text, add_special_tokens=False).ids]
 
 
-def _print_as_it_comes(
-    tokenizer: Tokenizer, prompt: str, steps: Iterable[list[int]]
-) -> list[list[int]]:
-    """Print the prompt, then each token of its continuation at once; return the steps."""
+def _print_as_it_comes(tokenizer: Tokenizer, prompt: str, steps: Iterable[list[int]]) -> None:
+    """Print the prompt, then each token of its continuation at once."""
     print(prompt, end="", flush=True)
-    printed = []
     # It holds back the first bytes of a character until the others are there.
     decoder = DecodeStream(skip_special_tokens=True)
     try:
-        for step in steps:
-            print(decoder.step(tokenizer, step[0]) or "", end="", flush=True)
-            printed.append(step)
+        for (token,) in steps:
+            print(decoder.step(tokenizer, token) or "", end="", flush=True)
     finally:
         print()
-    return printed
-
-
-def _reading(model: GPT, fed: list[list[int]]) -> str:
-    """Compare the bytes that the stores have read with the accounting of these forward passes."""
-    stores = [layer.store for layer in model.l3_layers.values()]
-    rows = sum(store.rows_read for store in stores)
-    read = sum(store.rows_read * store.row_bytes for store in stores)
-    held = sum(int(store.bounds[-1]) * store.row_bytes for store in stores)
-    tokens = sum(map(len, fed))
-    predicted = predicted_bytes(model, [torch.tensor(step) for step in fed])
-    return (
-        f"L3 rows read: {rows / tokens:,.1f} per token, {read / tokens:,.0f} bytes per token "
-        f"(predicted: {predicted / tokens:,.0f}), of tables with {held:,} bytes"
-    )
 
 
 if __name__ == "__main__":

@@ -30,10 +30,10 @@ SETTINGS = {
     "batch-size": 4,
     "l3-n-emb": 400,
     "l3-k-max": 8,
-    "num-iterations": 120,
-    "eval-every": 40,
+    "num-iterations": 24,
+    "eval-every": 8,
     "eval-tokens": 100,
-    "checkpoint-every": 7,
+    "checkpoint-every": 3,
 }
 FLAGS = ["--resume", *(f"--{name}={value}" for name, value in SETTINGS.items())]
 
@@ -41,7 +41,7 @@ FLAGS = ["--resume", *(f"--{name}={value}" for name, value in SETTINGS.items())]
 def kill_and_resume(folder: Path, kills: int, show_progress: bool = False) -> int:
     """Until `kills` have hit; how many runs ended meanwhile, each as the undisturbed one."""
     context = multiprocessing.get_context("forkserver")  # imports once, and forks from there
-    context.set_forkserver_preload(["l3paper.train"])
+    context.set_forkserver_preload(["l3paper.train", "torch._dynamo"])  # which the first step needs
     text = folder / "text.txt"
     text.write_text(TEXT)
 

@@ -19,7 +19,6 @@ from l3paper.errors import (
     command,
     handled,
     nonempty_path,
-    note_once,
     one_of,
 )
 
@@ -161,9 +160,3 @@ def test_empty_paths_are_refused_with_the_name_of_the_flag(capsys):
         parser.parse_args(["--save", ""])
     assert end.value.code == 2
     assert "argument --save: the path is empty" in capsys.readouterr().err
-
-
-def test_a_note_is_printed_once(capsys):
-    for text in ("one thing", "one thing", "another"):
-        note_once(text)
-    assert capsys.readouterr().err == "one thing\nanother\n"

@@ -1,18 +1,16 @@
 """Generation: the cache, the choice of tokens, tables elsewhere, and the command line."""
 
-import io
 import shutil
-import sys
 from dataclasses import replace
 
 import pytest
 import torch
 
-from helpers import Bomb, flip
+from helpers import flip
 from l3paper import GPT, GPTConfig, allocation_to_bounds
 from l3paper.checkpoints.model import TABLES, load_model, save_model
 from l3paper.data.tokenizer import train_tokenizer
-from l3paper.generate import LEAST, choose, generate, main, stream
+from l3paper.generate import LEAST, choose, generate, main
 
 CPU = torch.device("cpu")
 VOCAB = 300
@@ -94,14 +92,6 @@ def test_a_context_filled_to_its_end_is_allowed():
     (ids,) = generate(model, [[1] * 20], 4, temperature=0)
     assert ids == one_by_one(model, [1] * 20, 4)
     assert generate(model, [[5, 6]], 0) == [[5, 6]]
-
-
-def test_stream_yields_what_generate_collects():
-    model, prompts = make_model(DENSE), [[1, 2], [3]]
-    steps = list(stream(model, prompts, 5, seed=2))
-    assert [[*p, *ids] for p, *ids in zip(prompts, *steps, strict=True)] == generate(
-        model, prompts, 5, seed=2
-    )
 
 
 def test_smallest_numbers_still_draw():
@@ -225,16 +215,6 @@ def test_command_line_continues_several_prompts(saved, capsys):
     assert "--- a dog" in out
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
-def test_characters_that_the_terminal_lacks_are_escaped(saved, monkeypatch, encoding):
-    terminal = io.BytesIO()
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(terminal, encoding))
-    for prompts in (["日本"], ["日本", "ß"]):
-        flags = ["--checkpoint", str(saved(DENSE)), "--device", "cpu", "--temperature", "9"]
-        assert main([*flags, "--new-tokens", "12", "--prompt", *prompts]) == 0
-    assert terminal.getvalue().count(rb"\u65e5\u672c") == 2
-
-
 @pytest.fixture
 def run_of_three(saved, tmp_path):
     """The folder of a run with three checkpoints, of which the newest is damaged."""
@@ -309,14 +289,6 @@ def test_bad_requests_end_with_code_2(saved, capsys, flags, message):
 def test_missing_checkpoint_ends_with_code_2(tmp_path, capsys):
     code, _, err = call(capsys, tmp_path / "nothing", "--prompt", "the")
     assert (code, "there is no checkpoint" in err) == (2, True)
-
-
-def test_nothing_is_unpickled(saved, capsys, tmp_path):
-    folder = saved(DENSE)
-    torch.save({"x": Bomb(tmp_path / "sprung")}, folder / "weights.safetensors")
-    code, _, err = call(capsys, folder, "--prompt", "the")
-    assert (code, "is damaged" in err) == (2, True)
-    assert not (tmp_path / "sprung").exists()
 
 
 def test_saving_replaces_a_model_and_leaves_nothing_behind(saved):

@@ -18,11 +18,11 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from l3paper.checkpoints.stored import (
-    StoredTensor,
-    read_header,
+    MOST_JSON,
+    file_tables,
     read_json,
-    read_small,
     read_tensors,
+    readable,
     require_intact,
     require_state,
 )
@@ -120,18 +120,20 @@ def load_model(folder: Path, device: torch.device, tables: str = "resident") -> 
 def _load(folder: Path, device: torch.device, tables: str) -> tuple[GPT, Tokenizer]:
     require_intact(folder, (CONFIG, TOKENIZER))
     config = read_config(folder / CONFIG)
-    tokenizer = require_tokenizer(read_small(folder / TOKENIZER), config)
-    model = empty_model(config, read_header(folder / WEIGHTS), read_header(folder / L3_TABLES))
-    require_intact(folder, (WEIGHTS,) if tables == "file" else (WEIGHTS, L3_TABLES))
+    with readable(folder / TOKENIZER, MOST_JSON):
+        text = (folder / TOKENIZER).read_bytes()
+    tokenizer = require_tokenizer(text, config)
     state = read_tensors(folder / WEIGHTS)
+    held = (file_tables if tables == "file" else read_tensors)(folder / L3_TABLES)
+    model = empty_model(config, state, held)
+    require_intact(folder, (WEIGHTS,) if tables == "file" else (WEIGHTS, L3_TABLES))
     set_bounds(model, state)
     if tables == "file":
-        held = file_tables(folder / L3_TABLES)
         for name, layer in model.l3_layers.items():
             own = [held[f"l3_layers.{name}.{table}"] for table in layer.table_names()]
             layer.serve_from(RowStore(own[0], own[-1], state[f"l3_layers.{name}.bounds"], device))
     else:
-        state |= read_tensors(folder / L3_TABLES)
+        state |= held
     model.load_state_dict(state, assign=True)
     model.set_rotary(torch.device("cpu"))
     if tables == "offloaded":
@@ -169,7 +171,7 @@ def require_tokenizer(text: str | bytes, config: GPTConfig) -> Tokenizer:
 
 
 def empty_model(
-    config: GPTConfig, weights: dict[str, StoredTensor], tables: dict[str, StoredTensor]
+    config: GPTConfig, weights: dict[str, Tensor], tables: dict[str, Tensor] | dict[str, FileTable]
 ) -> GPT:
     """A model on the meta device, for the tensors of two files, all in the embedding's type.
 
@@ -185,7 +187,7 @@ def empty_model(
     with torch.device("meta"):
         model = GPT(config)
     embedding = weights.get("wte.weight")
-    if embedding and embedding.dtype.is_floating_point:
+    if embedding is not None and embedding.dtype.is_floating_point:
         model.to(embedding.dtype)
     state = model.state_dict()
     require_state(tables, {name: state.pop(name) for name in model.table_names()})
@@ -197,8 +199,3 @@ def set_bounds(model: GPT, state: dict[str, Tensor]) -> None:
     """Set every L3 layer's bounds from a state dict. Raises ValueError if they are not valid."""
     for name, layer in model.l3_layers.items():
         layer.set_bounds(state[f"l3_layers.{name}.bounds"])
-
-
-def file_tables(path: Path) -> dict[str, FileTable]:
-    """The matrices of a safetensors file, left where they are. Raises ValueError as `read_header`."""
-    return {n: FileTable(path, t.offset, t.shape, t.dtype) for n, t in read_header(path).items()}

@@ -1,15 +1,15 @@
 """A training run on disk: checkpoints from which it resumes as if it had never stopped.
 
 Each is a folder inside the run's own: a saved model, so that one can generate from it, and beside it
-the optimizer's tensors, the states of the random generators, and all that was measured so far. Nothing
-is ever unpickled.
+the optimizer's tensors and all that was measured so far. Training draws no random numbers but those
+that the seed and the step decide, so their generators are not kept. Nothing is ever unpickled.
 """
 
 import json
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from l3paper.checkpoints.model import (
     write_tensors,
 )
 from l3paper.checkpoints.stored import (
+    MOST_PROGRESS,
     read_json,
     read_tensors,
     require_intact,
@@ -81,8 +82,6 @@ class RunFolder:
 
     def __init__(self, settings: Checkpoints, identity: dict):
         self.settings, self.identity = settings, json.loads(json.dumps(identity))
-        self.newest = -1
-        """The step of the newest intact checkpoint."""
         self.damaged: set[Path] = set()
 
     def save(
@@ -100,28 +99,24 @@ class RunFolder:
         that train one model call this, and the one with `writes` writes. Raises OSError if there is no
         room.
         """
-        if self.newest == progress.step:  # it is there, and replacing it would put it at risk
-            return
-        self.newest = progress.step
         state = unsharded(model.state_dict(), writes)
         tensors = unsharded(optimizer_tensors(optimizer), writes)
-        states = {name: generator.get_state() for name, generator in _generators().items()}
-        if not writes:
-            return
         path = self.settings.folder / f"step-{progress.step:09}"
+        if not writes or (path.exists() and path not in self.damaged):
+            return  # replacing an intact checkpoint by the same would put it at risk
         with new_checkpoint(path) as new:
             write_model(new, model, tokenizer, state)
-            write_tensors(new / OPTIMIZER, tensors | states)
+            write_tensors(new / OPTIMIZER, tensors)
             (new / PROGRESS).write_text(json.dumps({"run": self.identity, **asdict(progress)}))
         self.damaged.discard(path)
         if prune:
-            earlier = [f for f in _checkpoints(self.settings.folder) if _step(f) <= progress.step]
-            kept = [f for f in earlier if f not in self.damaged][-self.settings.keep :]
-            for outdated in earlier[: earlier.index(kept[0])]:
+            done = [f for f in _checkpoints(self.settings.folder) if f <= path]
+            kept = [f for f in done if f not in self.damaged][-self.settings.keep :]
+            for outdated in done[: done.index(kept[0])]:
                 remove_folder(outdated)
 
     def restore(self, model: GPT, optimizer: MuonAdamW) -> Progress:
-        """Set model, optimizer and random generators to the state of the newest intact checkpoint.
+        """Set model and optimizer to the state of the newest intact checkpoint.
 
         A damaged one is reported on stderr and skipped; if there are no checkpoints, nothing changes.
         Raises ValueError if none of several is intact, and for one of another run.
@@ -144,10 +139,8 @@ class RunFolder:
                 set_bounds(model, weights)
                 model.load_state_dict({k: sharded_like(t, own[k]) for k, t in weights.items()})
                 load_optimizer_tensors(optimizer, tensors)
-                _restore_random_states(tensors)
             except ValueError as error:
                 raise ValueError(f"checkpoint {str(folder)!r} does not fit its run: {error}") from error
-            self.newest = progress.step
             return progress
         if found:
             raise ValueError(f"no checkpoint in {str(self.settings.folder)!r} is intact")
@@ -170,11 +163,7 @@ def run_folder(settings: Checkpoints) -> Iterator[None]:
     Raises ValueError if another process has it, and if it holds checkpoints that are not to be resumed.
     """
     folder = settings.folder
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(locked(folder, wait=False))
-        except BlockingIOError as error:
-            raise ValueError(f"{str(folder)!r} is in use: another process trains there") from error
+    with locked(folder, wait=False):
         if _checkpoints(folder) and not settings.resume:
             raise ValueError(
                 f"{str(folder)!r} holds checkpoints: resume that run, or take another folder"
@@ -189,13 +178,10 @@ def _checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-" + "[0-9]" * 9))
 
 
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("step-"))
-
-
 def _read_progress(checkpoint: Path) -> tuple[dict, Progress]:
     """The run's identity and its progress. Raises ValueError for measurements that are not of it."""
-    written, step = read_json(checkpoint / PROGRESS), _step(checkpoint)
+    written = read_json(checkpoint / PROGRESS, MOST_PROGRESS)
+    step = int(checkpoint.name.removeprefix("step-"))
     match written:
         case {
             "run": dict(run),
@@ -245,21 +231,3 @@ def load_optimizer_tensors(optimizer: MuonAdamW, tensors: dict[str, Tensor]) -> 
         tensor = tensors[key].clone()  # the file may be removed while the run lasts
         state[part]["state"].setdefault(int(number), {})[name] = sharded_like(tensor, like)
     optimizer.load_state_dict(state)
-
-
-def _generators() -> dict[str, torch.Generator]:
-    """The random generators of this process by the name of their state; a GPU's once it is in use."""
-    gpus = {f"random.cuda.{i}": g for i, g in enumerate(torch.cuda.default_generators)}
-    return {"random.cpu.0": torch.default_generator} | gpus
-
-
-def _restore_random_states(tensors: dict[str, Tensor]) -> None:
-    """Raises ValueError if the CPU generator's state is missing, and for a state that is not valid."""
-    for name, generator in _generators().items():
-        if name.startswith("random.cuda") and name not in tensors:
-            continue  # the earlier part of the run used fewer GPUs
-        require_like(name, tensors.get(name), generator.get_state())
-        try:
-            generator.set_state(tensors[name])
-        except RuntimeError as error:
-            raise ValueError(f"{name} is not a valid state: {error}") from error

@@ -1,7 +1,6 @@
 """Files in: the texts of the documents in one file, plain or compressed."""
 
 import bz2
-import codecs
 import gzip
 import importlib
 import io
@@ -18,9 +17,9 @@ SEPARATOR = "<|endoftext|>"
 """A line of a .txt file that holds only this divides two documents."""
 
 MAX_DOCUMENT = 2**30
-"""The most bytes that a document may take in its file, in every format: one is held in memory."""
+"""The most characters that a document, or a line of JSON, may have: one is held in memory."""
 
-_CHUNK = 2**24  # bytes of a line that are read at once
+_CHUNK = 2**20  # characters of a line that are read at once
 _READABLE = re.compile(r"(?s:.*)\.(?:(txt|jsonl)(?:\.(gz|bz2|xz|zst))?|(parquet))")
 
 
@@ -49,12 +48,11 @@ def read_texts(path: Path, name: str, limit: int = MAX_DOCUMENT) -> Iterator[str
 
 
 def read_text(path: Path) -> str:
-    """The whole text of a plain file. Raises ValueError, naming file and line, if it is not UTF-8."""
+    """The whole text of a plain file. Raises ValueError, naming the file, if it is not UTF-8."""
     try:
-        with open(path, "rb") as file:
-            return _decoded(b"".join(line for _, line in _lines(file, MAX_DOCUMENT)), 1)
-    except ValueError as error:
-        raise ValueError(f"{path.name}, {error}") from error
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path.name} is not UTF-8 text: {error}") from error
 
 
 def optional(package: str, extra: str) -> ModuleType:
@@ -70,18 +68,18 @@ def checked_text(value: object, where: str, limit: int = MAX_DOCUMENT) -> str:
     """Return the text that a row holds, which is empty for None.
 
     Raises ValueError, naming `where` the row is, if `value` is not a string, cannot be written as
-    UTF-8, or has more than `limit` bytes.
+    UTF-8, or has more than `limit` characters.
     """
     if value is None:
         return ""
     if not isinstance(value, str):
         raise ValueError(f"{where}: 'text' is {str(value)[:40]!r}, not a string")
+    if len(value) > limit:
+        raise ValueError(f"{where}: a document of more than {limit:,} characters; divide it")
     try:
-        size = len(value.encode())
+        value.encode()
     except UnicodeEncodeError as error:
         raise ValueError(f"{where}: not UTF-8 text: {error}") from error
-    if size > limit:
-        raise ValueError(f"{where}: a document of more than {limit:,} bytes; divide it")
     return value
 
 
@@ -92,54 +90,46 @@ def _opened(path: Path, compression: str | None) -> IO[bytes]:
     return {None: open, "gz": gzip.open, "bz2": bz2.open, "xz": lzma.open}[compression](path, "rb")
 
 
-def _lines(file: IO[bytes], limit: int) -> Iterator[tuple[int, bytes]]:
+def _lines(file: IO[bytes], limit: int) -> Iterator[tuple[int, str]]:
     """Yield (number, line with its end), without the byte order mark that a file may begin with."""
-    number, line = 1, b""
-    while chunk := file.readline(_CHUNK):
-        if b"\0" in chunk:
+    # Bytes that are not UTF-8 come as lone surrogates, which `checked_text` refuses.
+    text = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="\n")
+    number, line = 1, ""
+    while chunk := text.readline(_CHUNK):
+        if "\0" in chunk:
             raise ValueError(f"line {number}: a NUL byte; this is not text")
-        line += chunk
-        if number == 1:
-            line = line.removeprefix(codecs.BOM_UTF8)
+        line += checked_text(chunk, f"line {number}")
         if len(line) > limit:
-            raise ValueError(f"line {number}: longer than {limit:,} bytes; divide it")
-        if line.endswith(b"\n"):
+            raise ValueError(f"line {number}: longer than {limit:,} characters; divide it")
+        if line.endswith("\n"):
             yield number, line
-            number, line = number + 1, b""
+            number, line = number + 1, ""
     if line:
         yield number, line
 
 
-def _decoded(data: bytes, number: int) -> str:
-    """The text of `data`, which begins at line `number`."""
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        number += data.count(b"\n", 0, error.start)
-        raise ValueError(f"line {number}: not UTF-8 text: {error}") from error
-
-
 def _txt(file: IO[bytes], limit: int) -> Iterator[str]:
-    first, data = 1, bytearray()
+    lines, left = [], limit
     for number, line in _lines(file, limit):
-        if line.strip() == SEPARATOR.encode():
-            yield _decoded(data, first)
-            first, data = number + 1, bytearray()
+        if line.strip() == SEPARATOR:
+            yield "".join(lines)
+            lines, left = [], limit
         else:
-            data += line
-            if len(data) > limit:
+            lines.append(line)
+            left -= len(line)
+            if left < 0:
                 raise ValueError(
-                    f"line {number}: a document of more than {limit:,} bytes; "
+                    f"line {number}: a document of more than {limit:,} characters; "
                     f"divide it by lines {SEPARATOR}"
                 )
-    yield _decoded(data, first)
+    yield "".join(lines)
 
 
 def _jsonl(file: IO[bytes], limit: int) -> Iterator[str]:
     for number, line in _lines(file, limit):
-        if text := _decoded(line, number).strip():
+        if line.strip():
             try:
-                value = json.loads(text)["text"]
+                value = json.loads(line)["text"]
             except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise ValueError(f"line {number}: not a JSON object with a string 'text'") from error
             yield checked_text(value, f"line {number}")

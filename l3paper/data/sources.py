@@ -81,26 +81,25 @@ def open_source(source: str = "stdlib", max_bytes: int | None = None) -> Source:
     """
     if max_bytes is not None:
         at_least(1, max_bytes=max_bytes)
-    path = Path(source)
     if source == "stdlib":
         return Source(source, _standard_library, max_bytes)
     if source.startswith("hf:"):
         if max_bytes is None:
             raise ValueError(f"max_bytes is needed with {source!r}: a stream is read up to there")
-        stream = Source(source, lambda: _hub(source.removeprefix("hf:")), max_bytes)
-        documents = list(stream)
+        documents = list(Source(source, lambda: _hub(source.removeprefix("hf:")), max_bytes))
         return Source(source, lambda: documents)
-    if source and path.is_dir():
-        names, left_out = list_folder(path)
-        return Source(corpus_name(source), lambda: _files(path, names), max_bytes, left_out)
-    if not source or not path.is_file():
+    path = Path(source)
+    if not source or not path.exists():
         raise ValueError(f"data is {source!r}: not a file or folder, nor 'stdlib' or 'hf:NAME'")
-    if not is_readable(path.name):
+    folder, names, left_out = path.parent, [path.name], ""
+    if path.is_dir():
+        folder, (names, left_out) = path, list_folder(path)
+    elif not is_readable(path.name):
         raise ValueError(
             f"data file {path.name!r} must end in .txt or .jsonl (or .gz, .bz2, .xz, .zst after "
             "either) or .parquet"
         )
-    return Source(corpus_name(source), lambda: _files(path.parent, [path.name]), max_bytes)
+    return Source(corpus_name(source), lambda: _files(folder, names), max_bytes, left_out)
 
 
 def corpus_name(source: str) -> str:
@@ -108,11 +107,6 @@ def corpus_name(source: str) -> str:
     if source == "stdlib" or source.startswith("hf:"):
         return source
     return _printable(Path(source).absolute().name)
-
-
-def read_documents(source: str = "stdlib", max_bytes: int | None = None) -> list[Document]:
-    """All documents of a source; see `open_source`."""
-    return list(open_source(source, max_bytes))
 
 
 def fingerprint(documents: Iterable[Document]) -> str:
@@ -143,36 +137,29 @@ def named_side(name: str) -> str | None:
 def list_folder(root: Path) -> tuple[list[str], str]:
     """(the names of the files to read, a sentence about what is left out or "").
 
-    Files of other kinds and test files are left out, and, if both sides are named, files whose names
-    put them on neither. Names that begin with a dot do not count. Links to folders are followed, but
-    no folder is entered twice. Raises ValueError if a folder cannot be opened or no file remains.
+    Files of other kinds, linked folders and test files are left out, and, if both sides are named,
+    files whose names put them on neither. Names that begin with a dot do not count. Raises ValueError
+    if a folder cannot be opened or no file remains.
     """
-    paths, left_out = [], Counter()
-    entered = {root.stat()[1:3]}  # inode and device
-    for folder, folders, files in os.walk(root, followlinks=True, onerror=_refuse):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in folders.copy():
-            place = Path(folder, name).stat()[1:3]
-            if place in entered:
-                folders.remove(name)
-                left_out["folders linked twice"] += 1
-            entered.add(place)
+    names, left_out = [], Counter()
+    for folder, folders, files in os.walk(root, onerror=_refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        left_out["linked folders"] += sum(Path(folder, name).is_symlink() for name in folders)
         for name in files:
             if name.startswith("."):
                 continue
             if is_readable(name):
-                paths.append(Path(folder, name).relative_to(root))
+                names.append(Path(folder, name).relative_to(root).as_posix())
             else:
                 left_out[f"{_printable(Path(name).suffix) or 'other'} files"] += 1
-    # Held-out files come last, so that `max_bytes` never leaves them alone, to be trained on.
-    paths.sort(key=lambda path: (named_side(path.as_posix()) == VALIDATION, path))
-    names = [path.as_posix() for path in paths]
     both = {TRAIN, VALIDATION} <= set(map(named_side, names))
     for name in names.copy():
         if named_side(name) == TEST or (both and named_side(name) is None):
             names.remove(name)
             left_out["test files" if named_side(name) else "files named for neither side"] += 1
-    told = ", ".join(f"{number} {what}" for what, number in left_out.most_common(9))
+    # Held-out files come last, so that `max_bytes` never leaves them alone, to be trained on.
+    names.sort(key=lambda name: (named_side(name) == VALIDATION, Path(name)))
+    told = ", ".join(f"{number} {what}" for what, number in (+left_out).most_common(9))
     told = f"data folder {_printable(str(root))!r}: left out {told}" if told else ""
     if not names:
         raise ValueError(f"data folder {_printable(str(root))!r} has no file to train on. {told}")

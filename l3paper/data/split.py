@@ -51,14 +51,6 @@ class Split:
         return (document.text for place, document in self.divide(documents) if place == side)
 
 
-def split_documents(documents: list[Document]) -> tuple[list[Document], list[Document]]:
-    """Divide into (training, held out) as `plan_split` says, each in the order of the documents."""
-    sides = {TRAIN: [], VALIDATION: []}
-    for side, document in plan_split(documents).divide(documents):
-        sides[side].append(document)
-    return sides[TRAIN], sides[VALIDATION]
-
-
 def plan_split(documents: Iterable[Document]) -> Split:
     """Decide in one pass, which keeps hashes of the lines, which side each document is on.
 

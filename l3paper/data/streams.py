@@ -2,7 +2,6 @@
 
 import hashlib
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -116,14 +115,14 @@ def load_corpus(
             encode_documents(tokenizer, split.texts(documents, side)) for side in (TRAIN, VALIDATION)
         )
         corpus = TokenizedCorpus(documents.name, sha256, tokenizer, *streams)
-        pack_corpus(corpus, path, np.savez)
+        pack_corpus(corpus, path)
         return corpus
 
 
-def pack_corpus(corpus: TokenizedCorpus, path: Path, save: Callable = np.savez_compressed) -> None:
+def pack_corpus(corpus: TokenizedCorpus, path: Path) -> None:
     """Write the tokenizer and both streams into one .npz file: whole, or not at all."""
     with files.atomic_write(path, "wb") as file:
-        save(
+        np.savez(
             file,
             train=corpus.train,
             validation=corpus.validation,

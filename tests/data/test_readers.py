@@ -107,7 +107,7 @@ def test_one_rule_for_long_documents(tmp_path, name):
     for text in ("x" * 99, "x\n" * 49 + "x"):
         content = write[name.partition(".")[2]]([text])
         assert read(tmp_path, name, content, limit=200) == [text]
-        with pytest.raises(ValueError, match=rf"{name}, (line|row) \d+: .* 98 bytes"):
+        with pytest.raises(ValueError, match=rf"{name}, (line|row) \d+: .* 98 characters"):
             read(tmp_path, name, content, limit=98)
 
 
@@ -165,5 +165,5 @@ def test_whole_text_of_a_file(tmp_path):
     (tmp_path / "a").write_bytes(b"\xef\xbb\xbfone\r\n<|endoftext|>\n")
     assert read_text(tmp_path / "a") == "one\r\n<|endoftext|>\n"
     (tmp_path / "a").write_bytes(b"one\n\xff")
-    with pytest.raises(ValueError, match="a, line 2: not UTF-8 text"):
+    with pytest.raises(ValueError, match="a is not UTF-8 text"):
         read_text(tmp_path / "a")

@@ -6,12 +6,19 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from l3paper.data.sources import Document, open_source, read_documents
-from l3paper.data.split import describe, plan_split, split_documents
+from l3paper.data.sources import TRAIN, Document, open_source
+from l3paper.data.split import describe, plan_split
 
 HUNDRED = [Document(f"file{i}.txt#0", f"text {i}") for i in range(100)]
 HELD_OUT = [f"file{i}.txt#0" for i in (91, 19, 3, 8, 18, 4)]
 """Those of them whose names have the smallest hashes: the same everywhere."""
+
+
+def divide(documents):
+    """(training, held out), each in the order of the documents."""
+    placed = list(plan_split(documents).divide(documents))
+    train = [document for side, document in placed if side == TRAIN]
+    return train, [document for side, document in placed if side != TRAIN]
 
 
 def names(documents):
@@ -36,7 +43,7 @@ def test_split_holds_out_a_twentieth_of_the_text_and_loses_nothing(sizes):
         Document(f"{number}", (f"{number} " * size)[:size].replace(" ", "\n" if lines else " "))
         for number, (size, lines) in enumerate(sizes)
     ]
-    train, held_out = split_documents(documents)
+    train, held_out = divide(documents)
     assert joined(train + held_out) == sorted(documents)
     total = sum(len(document.text) for document in documents)
     assert 0.04 * total - 1 <= sum(len(document.text) for document in held_out) <= 0.06 * total + 1
@@ -46,13 +53,13 @@ def test_split_holds_out_a_twentieth_of_the_text_and_loses_nothing(sizes):
 
 def test_split_depends_on_names_alone_and_not_on_their_order():
     for documents in (HUNDRED, HUNDRED[::-1]):
-        train, held_out = split_documents(documents)
+        train, held_out = divide(documents)
         assert names(held_out) == set(HELD_OUT)
         assert train + held_out == sorted(documents, key=lambda d: (d in held_out, documents.index(d)))
 
 
 def test_a_long_document_is_cut_at_a_line_end():
-    [train], [held_out] = split_documents([Document("book", "ten bytes\n" * 100)])
+    [train], [held_out] = divide([Document("book", "ten bytes\n" * 100)])
     assert train.text == "ten bytes\n" * 95
     assert held_out == Document("book (end)", "ten bytes\n" * 5)
 
@@ -67,7 +74,7 @@ def test_a_long_document_is_cut_at_a_line_end():
 )
 def test_nothing_to_hold_out_is_refused(documents, numbers):
     with pytest.raises(ValueError, match=f"nothing can be held out of .*{numbers}"):
-        split_documents(documents)
+        divide(documents)
 
 
 def near_copy(number):
@@ -79,7 +86,7 @@ def test_near_copies_are_never_held_out():
     copies = [near_copy(number) for number in range(50)]
     twins = [Document(f"twin{number}.txt#0", "sh\nort\n" * 9) for number in range(2)]
     halves = [Document(f"half{i}.txt#0", f"a line that is shared\n{i:022}") for i in range(100)]
-    train, held_out = split_documents(copies + twins + halves)
+    train, held_out = divide(copies + twins + halves)
     assert names(copies + twins) <= names(train)
     assert held_out
     assert names(held_out) <= names(halves)
@@ -89,7 +96,7 @@ def test_names_of_files_decide():
     files = ["wiki-valid.txt", "ptb.train.txt", "validation-00000-of-00001.parquet", "train/a.txt"]
     files += ["sub/dev/a.jsonl.gz", "Eval.TXT", "book.txt", "trainer/prevalidated.txt"]
     documents = [Document(f"{file}#{i}", "the same") for i, file in enumerate(files)]
-    train, held_out = split_documents(documents)
+    train, held_out = divide(documents)
     assert held_out == [documents[i] for i in (0, 2, 4, 5)]
     assert train == [documents[i] for i in (1, 3, 6, 7)]
 
@@ -97,7 +104,7 @@ def test_names_of_files_decide():
 @pytest.mark.parametrize("name", ["train.txt", "valid.txt", "stdlib/val.py"])
 def test_names_that_leave_one_side_empty_do_not_decide(name):
     documents = [Document(f"{name}#{i}", f"text {i}") for i in range(100)]
-    assert len(split_documents(documents)[1]) == pytest.approx(5, abs=1)
+    assert len(divide(documents)[1]) == pytest.approx(5, abs=1)
 
 
 def test_documents_that_changed_in_between_are_refused():
@@ -121,7 +128,7 @@ def test_description_has_the_numbers():
 def test_a_twentieth_of_the_standard_library_is_held_out_and_no_near_copy():
     source = open_source()
     split = plan_split(source)
-    _, held_out = split_documents(read_documents())
+    _, held_out = divide(source)
     assert 0.04 < sum(len(d.text) for d in held_out) / split.sizes.sum() < 0.06
     assert split.near_copies.sum() > 20
     assert not split.near_copies[split.kept < split.sizes].any()

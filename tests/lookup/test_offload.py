@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
 
@@ -81,7 +80,7 @@ def test_header_and_size_of_a_file_must_agree(tables, tmp_path):
     tables(torch.float32)
     path = tmp_path / "t.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(ValueError, match="its header says"):
+    with pytest.raises(ValueError, match="safetensors is damaged"):
         file_tables(path)
 
 
@@ -168,12 +167,7 @@ def test_tables_larger_than_memory(tmp_path):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
-    *_, said, peak = done.stderr.splitlines()
-    assert int(peak) < 2**30 < 4 * n_emb * width
-    read, predicted = re.search(
-        r"token, ([\d,]+) bytes per token \(predicted: ([\d,]+)\)", said
-    ).groups()
-    assert read == predicted != "0"
+    assert int(done.stderr.splitlines()[-1]) < 2**30 < 4 * n_emb * width
 
 
 def test_text_as_it_is_decoded_meets_the_prediction():

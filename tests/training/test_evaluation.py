@@ -9,8 +9,8 @@ import torch.nn.functional as F
 
 from l3paper import GPT
 from l3paper.data.batches import validation_batches
-from l3paper.data.sources import read_documents
-from l3paper.data.split import split_documents
+from l3paper.data.sources import VALIDATION, open_source
+from l3paper.data.split import plan_split
 from l3paper.data.tokenizer import END_OF_TEXT_ID
 from l3paper.training.evaluation import evaluate
 
@@ -26,7 +26,9 @@ def test_evaluation_equals_cross_entropy_of_the_logits(run_of, text_file, kind):
         for start in range(0, len(stream) - 1, 16):
             window = stream[start : start + 17]
             nats += F.cross_entropy(model(window[None, :-1])[0], window[1:], reduction="sum").item()
-    text_bytes = sum(len(d.text.encode()) for d in split_documents(read_documents(str(text_file)))[1])
+    documents = open_source(str(text_file))
+    held_out = "".join(plan_split(documents).texts(documents, VALIDATION))
+    text_bytes = len(held_out.encode())
     last = run_of(kind).record["evaluations"][-1]
     assert last["loss"] == pytest.approx(nats / (len(stream) - 1), rel=1e-5)
     assert last["bits_per_byte"] == pytest.approx(nats / math.log(2) / text_bytes, rel=1e-5)
