@@ -31,7 +31,7 @@ PATIENCE = 20
 
 class Part(NamedTuple):
     minutes: float
-    """Predicted for one H200; the record has the measured minutes beside them."""
+    """Predicted for one H200."""
     command: list[str]
     """Arguments of the Python interpreter; the last is where the results go."""
     resumes: bool
@@ -88,9 +88,9 @@ def _run_part(name: str, part: Part, folder: Path, deadline: float) -> int | Non
     word of the command is left out, so that the folder can be moved.
     """
     before, command_line = _outcome(folder, name), part.command[:-1]
+    begin = time.monotonic()
     if before["command"] != command_line:
         before = _NOT_STARTED
-    begin = time.monotonic()
     if before["done"]:
         print(f"{name}: done already, in {before['minutes']:.1f} minutes", flush=True)
         return 0
@@ -104,7 +104,6 @@ def _run_part(name: str, part: Part, folder: Path, deadline: float) -> int | Non
     record = {
         "done": code == 0,
         "minutes": before["minutes"] + (time.monotonic() - begin) / 60,
-        "predicted_minutes": part.minutes,
         "command": command_line,
     }
     write_record(folder / "gpu" / "parts" / f"{name}.json", record)
