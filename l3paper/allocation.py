@@ -7,7 +7,7 @@ that ends many frequent phrases owns many rows, and a token that ends few owns o
     documents -> codewords -> rows per token (d_t) -> bounds
 
 `count_phrases` and `give_rows` are Algorithm 1 as one would write it first, and the specification.
-`scan_codewords` and `allocate_by_codewords` give the same result faster.
+`scan_codewords` counts the same phrases faster.
 
 code         paper  meaning
 ----         -----  -------
@@ -17,11 +17,11 @@ k_max        k      the most rows that one token may own
 alloc[t]     d_t    number of rows that token t owns
 """
 
-import operator
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from numbers import Integral
 from typing import NamedTuple
 
 import numpy as np
@@ -67,21 +67,21 @@ def count_phrases(
     return counts
 
 
-def give_rows(counts: dict[tuple[int, ...], int], vocab_size: int, n_emb: int, k_max: int) -> list[int]:
+def give_rows(last_tokens: Iterable[int], vocab_size: int, n_emb: int, k_max: int) -> list[int]:
     """The second half of Algorithm 1: rows per token, `vocab_size` integers in 1 .. k_max.
 
-    Every token owns one row. The phrases, by descending count, each give one more row to their last
-    token, unless that owns k_max, until n_emb rows are given or the phrases have run out.
+    `last_tokens` are the last tokens of the counted phrases, by descending count; ties in order of
+    creation. Every token owns one row. Each phrase gives its last token one more, unless that owns
+    k_max, until n_emb rows are given or the phrases have run out.
     """
     alloc = [1] * vocab_size
-    given = vocab_size
-    ranked = sorted(counts, key=counts.get, reverse=True)  # stable: ties stay in order of creation
-    for phrase in ranked:
-        if given == n_emb or not counts[phrase]:
+    left = n_emb - vocab_size
+    for token in last_tokens:
+        if not left:
             break
-        if alloc[phrase[-1]] < k_max:
-            alloc[phrase[-1]] += 1
-            given += 1
+        if alloc[token] < k_max:
+            alloc[token] += 1
+            left -= 1
     return alloc
 
 
@@ -96,27 +96,30 @@ class Codeword(NamedTuple):
         return self.phrase[-1]
 
 
+ROOT = -1
+"""The node of the empty phrase."""
+
+
 @dataclass(frozen=True)
 class Codebook:
     """The dictionary that a scan leaves behind: a trie whose nodes are numbered in order of creation.
 
-    Nodes 0 .. vocab_size - 1 are the single tokens; node vocab_size + i extends node `parents[i]`
-    by token `tokens[i]`. `counts[n]` is the count of node n's phrase, as in `count_phrases`.
+    Nodes 0 .. vocab_size - 1 are the single tokens.
     """
 
     vocab_size: int
-    parents: np.ndarray  # (phrases,)
-    tokens: np.ndarray  # (phrases,)
-    counts: np.ndarray  # (vocab_size + phrases,)
+    parents: np.ndarray  # (nodes,) the node that each node extends
+    tokens: np.ndarray  # (nodes,) the token that it extends it by
+    counts: np.ndarray  # (nodes,) how often its phrase counts, as in `count_phrases`
     token_counts: np.ndarray  # (vocab_size,) how often each token occurs in the corpus
 
     def phrase(self, node: int) -> tuple[int, ...]:
         """The token ids on the way from the root to `node`."""
         reverse = []
-        while node >= self.vocab_size:
-            reverse.append(int(self.tokens[node - self.vocab_size]))
-            node = int(self.parents[node - self.vocab_size])
-        return (node, *reversed(reverse))
+        while node != ROOT:
+            reverse.append(int(self.tokens[node]))
+            node = int(self.parents[node])
+        return tuple(reversed(reverse))
 
     def ranked_nodes(self) -> np.ndarray:
         """Nodes with a count above 0, by descending count; ties in order of creation."""
@@ -125,7 +128,7 @@ class Codebook:
 
     def last_tokens(self, nodes: np.ndarray) -> np.ndarray:
         """The token in which each node's phrase ends, shape of `nodes`."""
-        return np.concatenate([np.arange(self.vocab_size), self.tokens])[nodes]
+        return self.tokens[nodes]
 
     def codewords(self) -> Iterator[Codeword]:
         """The codewords in the order in which they give rows."""
@@ -144,16 +147,15 @@ def scan_codewords(
 
     Raises ValueError for a vocab_size below 1 and for ids that are not integers in 0 .. vocab_size - 1.
     """
-    vocab_size = _integer(vocab_size=vocab_size)
-    # children[token][node] is the node that extends `node` by `token`; the root is node -1. Small
-    # integers keep the dictionaries small, and setdefault finds a phrase, or enters it, in one step.
-    root = -1
-    children: list[dict[int, int]] = [{root: token} for token in range(vocab_size)]
-    parents, tokens, counts = [], [], [0] * vocab_size
+    _require_integers(vocab_size=vocab_size)
+    # children[token][node] is the node that extends `node` by `token`. Small integers keep the
+    # dictionaries small, and setdefault finds a phrase, or enters it, in one step.
+    children: list[dict[int, int]] = [{ROOT: token} for token in range(vocab_size)]
+    parents, tokens, counts = [ROOT] * vocab_size, list(range(vocab_size)), [0] * vocab_size
     token_counts = np.zeros(vocab_size, np.int64)
     for ids in _checked(token_sequences, vocab_size):
         token_counts += np.bincount(ids, minlength=vocab_size)
-        node = root
+        node = ROOT
         for token in ids.tolist():
             new = len(counts)
             child = children[token].setdefault(node, new)
@@ -164,8 +166,8 @@ def scan_codewords(
             counts.append(1)
             parents.append(node)
             tokens.append(token)
-            node = token if restart_at_mismatch else root
-        if node != root:
+            node = token if restart_at_mismatch else ROOT
+        if node != ROOT:
             counts[node] = 1 if reset_at_document_end else counts[node] + 1
     arrays = (np.array(numbers, np.int64) for numbers in (parents, tokens, counts))
     return Codebook(vocab_size, *arrays, token_counts)
@@ -188,7 +190,7 @@ def compute_lzw_allocation(
 
     Raises ValueError for n_emb < vocab_size, k_max < 1, sizes that are not integers, and bad ids.
     """
-    vocab_size, n_emb, k_max = _check_sizes(vocab_size, n_emb, k_max)
+    _require_sizes(vocab_size, n_emb, k_max)
     codebook = scan_codewords(
         token_sequences,
         vocab_size,
@@ -199,16 +201,15 @@ def compute_lzw_allocation(
 
 
 def allocate_by_codewords(codebook: Codebook, n_emb: int, k_max: int) -> list[int]:
-    """`give_rows` from a finished scan, all at once; rows that are left over go by token frequency."""
-    vocab_size, n_emb, k_max = _check_sizes(codebook.vocab_size, n_emb, k_max)
-    total = _reachable_total(vocab_size, n_emb, k_max)
-    owners = codebook.last_tokens(codebook.ranked_nodes())
-    owners = owners[_occurrence(owners) < k_max - 1][: total - vocab_size]
-    alloc = 1 + np.bincount(owners, minlength=vocab_size)
+    """`give_rows` from a finished scan; the rows that no codeword gives go by token frequency."""
+    vocab_size = codebook.vocab_size
+    total = _total_rows(vocab_size, n_emb, k_max)
+    last_tokens = codebook.last_tokens(codebook.ranked_nodes()).tolist()
+    alloc = np.array(give_rows(last_tokens, vocab_size, total, k_max))
     if missing := total - int(alloc.sum()):
         warnings.warn(
-            f"the corpus has {len(owners)} usable codewords for {total - vocab_size} rows beyond one "
-            f"per token; the other {missing} rows are given by token frequency",
+            f"the corpus has {alloc.sum() - vocab_size} usable codewords for {total - vocab_size} rows "
+            f"beyond one per token; the other {missing} rows are given by token frequency",
             stacklevel=2,
         )
         _fill(alloc, missing, codebook.token_counts, k_max)
@@ -219,10 +220,9 @@ def compute_frequency_allocation(
     token_sequences: Documents, vocab_size: int, n_emb: int, k_max: int
 ) -> list[int]:
     """Rows in proportion to token frequency, 1 to k_max each; otherwise as compute_lzw_allocation."""
-    vocab_size, n_emb, k_max = _check_sizes(vocab_size, n_emb, k_max)
+    total = _total_rows(vocab_size, n_emb, k_max)
     alloc = np.ones(vocab_size, np.int64)
-    rest = _reachable_total(vocab_size, n_emb, k_max) - vocab_size
-    _fill(alloc, rest, _token_counts(token_sequences, vocab_size), k_max)
+    _fill(alloc, total - vocab_size, _token_counts(token_sequences, vocab_size), k_max)
     return alloc.tolist()
 
 
@@ -230,8 +230,7 @@ def compute_uniform_allocation(
     token_sequences: Documents, vocab_size: int, n_emb: int, k_max: int
 ) -> list[int]:
     """The same number of rows for every token, up to one; the odd rows go to the most frequent."""
-    vocab_size, n_emb, k_max = _check_sizes(vocab_size, n_emb, k_max)
-    total = _reachable_total(vocab_size, n_emb, k_max)
+    total = _total_rows(vocab_size, n_emb, k_max)
     alloc = np.full(vocab_size, total // vocab_size)
     frequency = _token_counts(token_sequences, vocab_size)
     alloc[np.argsort(-frequency, kind="stable")[: total % vocab_size]] += 1
@@ -256,16 +255,6 @@ def allocation_to_bounds(alloc: Sequence[int]) -> torch.Tensor:
     if rows.ndim != 1 or rows.size == 0 or rows.dtype.kind not in "iu" or rows.min() < 1:
         raise ValueError("alloc must be a list of integers, one per token, each at least 1")
     return torch.from_numpy(np.concatenate([[0], np.cumsum(rows)]).astype(np.int64))
-
-
-def _occurrence(values: np.ndarray) -> np.ndarray:
-    """For every element, how many equal ones come before it."""
-    order = np.argsort(values, kind="stable")
-    ordered = values[order]
-    starts = np.searchsorted(ordered, ordered)  # of each run of equal values
-    occurrence = np.empty_like(order)
-    occurrence[order] = np.arange(len(values)) - starts
-    return occurrence
 
 
 def _fill(alloc: np.ndarray, rows: int, frequency: np.ndarray, k_max: int) -> None:
@@ -309,16 +298,9 @@ def _checked(token_sequences: Documents, vocab_size: int) -> Iterator[np.ndarray
         yield ids.astype(np.int64)
 
 
-def _check_sizes(vocab_size: int, n_emb: int, k_max: int) -> tuple[int, int, int]:
-    vocab_size, n_emb = _integer(vocab_size=vocab_size), _integer(n_emb=n_emb)
-    if n_emb < vocab_size:
-        raise ValueError(
-            f"n_emb is {n_emb}, but each of the {vocab_size} tokens needs a row: at least {vocab_size}"
-        )
-    return vocab_size, n_emb, _integer(k_max=k_max)
-
-
-def _reachable_total(vocab_size: int, n_emb: int, k_max: int) -> int:
+def _total_rows(vocab_size: int, n_emb: int, k_max: int) -> int:
+    """How many rows can be given: n_emb or, with a warning, fewer if k_max caps every token."""
+    _require_sizes(vocab_size, n_emb, k_max)
     total = min(n_emb, vocab_size * k_max)
     if total < n_emb:
         warnings.warn(
@@ -328,12 +310,17 @@ def _reachable_total(vocab_size: int, n_emb: int, k_max: int) -> int:
     return total
 
 
-def _integer(**argument: int) -> int:
-    """The one argument as an int of at least 1."""
-    ((name, value),) = argument.items()
-    try:
-        number = operator.index(value)
-    except TypeError as error:
-        raise ValueError(f"{name} is {value!r}; it must be an integer") from error
-    at_least(1, **{name: number})
-    return number
+def _require_sizes(vocab_size: int, n_emb: int, k_max: int) -> None:
+    _require_integers(vocab_size=vocab_size, n_emb=n_emb, k_max=k_max)
+    if n_emb < vocab_size:
+        raise ValueError(
+            f"n_emb is {n_emb}, but each of the {vocab_size} tokens needs a row: at least {vocab_size}"
+        )
+
+
+def _require_integers(**arguments: int) -> None:
+    """Raise ValueError for the first argument that is not an integer of at least 1."""
+    for name, value in arguments.items():
+        if not isinstance(value, Integral):
+            raise ValueError(f"{name} is {value!r}; it must be an integer")
+        at_least(1, **{name: value})

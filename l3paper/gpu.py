@@ -25,10 +25,13 @@ from l3paper.records import RECORDS, environment, markdown, read_record, write_r
 UNFINISHED = 75
 """The exit code if the time was over before the parts were done: the same command resumes."""
 
+PATIENCE = 20
+"""Seconds that a part may take to stop when its time is over, before it is killed."""
+
 
 class Part(NamedTuple):
     minutes: float
-    """Predicted for one H200; the record has the measured minutes beside them."""
+    """Predicted for one H200."""
     command: list[str]
     """Arguments of the Python interpreter; the last is where the results go."""
     resumes: bool
@@ -65,48 +68,50 @@ def parts(folder: Path, toy: bool = False, data: str = "stdlib", words: str = ""
     return all_parts
 
 
-def run_parts(
-    chosen: dict[str, Part], folder: Path, minutes: float = math.inf, patience: float = 20
-) -> int:
-    """Run parts in turn, for `minutes` at most, and print what `folder` holds then.
+def run_parts(chosen: dict[str, Part], folder: Path, minutes: float = math.inf) -> int:
+    """Run parts in turn, for `minutes` at most, and print the results that `folder` holds then.
 
     Return 1 if a part failed, else UNFINISHED if one was stopped or skipped for lack of time, else 0.
-    The record `gpu/parts/NAME.json` says whether a part is done, by which command, but for its last
-    word; a part that is done is skipped. See `_run` for `patience`.
     """
-    deadline, codes = time.monotonic() + 60 * minutes, []
-    for name, (predicted, arguments, resumes) in chosen.items():
-        record = _outcome(folder, name)
-        begin = time.monotonic()
-        if record["command"] == arguments[:-1] and record["done"]:
-            print(f"{name}: done already, in {record['minutes']:.1f} minutes", flush=True)
-        elif deadline - begin < (0 if resumes else 60 * predicted):
-            print(f"{name}: skipped, it needs {predicted:g} minutes", flush=True)
-            codes.append(None)
-        else:
-            print(f"{name}: about {predicted:g} minutes on an H200", flush=True)
-            codes.append(_run(arguments, deadline - begin, patience))
-            if codes[-1]:
-                print(f"{name} failed with exit code {codes[-1]}", file=sys.stderr)
-            before = record["minutes"] if record["command"] == arguments[:-1] else 0.0
-            record = {
-                "done": codes[-1] == 0,
-                "minutes": before + (time.monotonic() - begin) / 60,
-                "predicted_minutes": predicted,
-                "command": arguments[:-1],
-            }
-            write_record(folder / "gpu" / "parts" / f"{name}.json", record)
+    deadline = time.monotonic() + 60 * minutes
+    codes = [_run_part(name, part, folder, deadline) for name, part in chosen.items()]
     for title, rows in tables(folder / "gpu").items():
         print(title, markdown(rows), sep="\n", end="\n\n")
     print(overview(folder))
     return 1 if any(codes) else UNFINISHED if None in codes else 0
 
 
-def _run(arguments: list[str], seconds: float, patience: float) -> int | None:
-    """Run the interpreter with these arguments; return its exit code, or None if it was stopped.
+def _run_part(name: str, part: Part, folder: Path, deadline: float) -> int | None:
+    """Run a part, unless this command has done it; the exit code, or None if time does not suffice.
 
-    After `seconds`, it is asked to stop, and killed if it has not within `patience` seconds more.
+    The record `gpu/parts/NAME.json` says whether the part is done, and by which command. The last
+    word of the command is left out, so that the folder can be moved.
     """
+    before, command_line = _outcome(folder, name), part.command[:-1]
+    begin = time.monotonic()
+    if before["command"] != command_line:
+        before = _NOT_STARTED
+    if before["done"]:
+        print(f"{name}: done already, in {before['minutes']:.1f} minutes", flush=True)
+        return 0
+    if deadline - begin < (0 if part.resumes else 60 * part.minutes):
+        print(f"{name}: skipped, it needs {part.minutes:g} minutes", flush=True)
+        return None
+    print(f"{name}: about {part.minutes:g} minutes on an H200", flush=True)
+    code = _run(part.command, deadline - begin)
+    if code:
+        print(f"{name} failed with exit code {code}", file=sys.stderr)
+    record = {
+        "done": code == 0,
+        "minutes": before["minutes"] + (time.monotonic() - begin) / 60,
+        "command": command_line,
+    }
+    write_record(folder / "gpu" / "parts" / f"{name}.json", record)
+    return code
+
+
+def _run(arguments: list[str], seconds: float) -> int | None:
+    """Run the interpreter with these arguments; the exit code, or None if it was stopped by then."""
     # A session of its own, so that all processes that the part starts can be stopped with it.
     process = subprocess.Popen([sys.executable, *arguments], start_new_session=True)
     try:
@@ -117,19 +122,22 @@ def _run(arguments: list[str], seconds: float, patience: float) -> int | None:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGINT)
             with suppress(subprocess.TimeoutExpired):
-                process.wait(patience)
+                process.wait(PATIENCE)
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
 
+_NOT_STARTED = {"done": False, "minutes": 0.0, "command": None}
+
+
 def _outcome(folder: Path, name: str) -> dict:
     path = folder / "gpu" / "parts" / f"{name}.json"
-    return read_record(path) if path.exists() else {"done": False, "minutes": 0.0, "command": None}
+    return read_record(path) if path.exists() else _NOT_STARTED
 
 
 def overview(folder: Path = RECORDS) -> str:
-    """A table of all parts: what is done, and the minutes that were predicted and taken."""
+    """A table of all parts: whether they are done, and the minutes that were predicted and taken."""
     rows = [("part", "done", "minutes predicted", "minutes taken")]
     for name, part in parts(folder).items():
         outcome = _outcome(folder, name)

@@ -91,7 +91,8 @@ def test_lzw_walk_then_filler(corpus, extra, k_max):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         alloc = np.array(compute_lzw_allocation(documents, vocab_size, n_emb, k_max))
-    walked = np.array(give_rows(count_phrases(documents, vocab_size), vocab_size, n_emb, k_max))
+    last_tokens = (phrase[-1] for phrase, _ in ranked(count_phrases(documents, vocab_size)))
+    walked = np.array(give_rows(last_tokens, vocab_size, n_emb, k_max))
     filled = alloc - walked
     assert (filled >= 0).all()
     assert bool(caught) == bool(filled.any())

@@ -79,7 +79,7 @@ def test_minutes_end_a_part_and_the_next_call_resumes(tmp_path, capfd):
 
 
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="no groups of processes")
-def test_a_part_that_does_not_stop_is_killed_with_what_it_started(tmp_path):
+def test_a_part_that_does_not_stop_is_killed_with_what_it_started(tmp_path, monkeypatch):
     pulse = tmp_path / "pulse"
     program = (
         "import os, pathlib, signal, time\n"
@@ -91,7 +91,8 @@ def test_a_part_that_does_not_stop_is_killed_with_what_it_started(tmp_path):
     )
     begin = time.monotonic()
     deaf = stand_ins(resuming=program)
-    assert run_parts(deaf, tmp_path, minutes=0.03, patience=0.5) == UNFINISHED
+    monkeypatch.setattr("l3paper.gpu.PATIENCE", 0.5)
+    assert run_parts(deaf, tmp_path, minutes=0.03) == UNFINISHED
     assert time.monotonic() - begin < 20
     last = pulse.read_text()
     time.sleep(0.5)

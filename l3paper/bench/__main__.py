@@ -3,7 +3,6 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 
 import torch
 
@@ -12,7 +11,7 @@ from l3paper.bench.decoding import bench_decode
 from l3paper.bench.lookup import SETTINGS, bench_allocation, bench_lookup, bench_optimizer
 from l3paper.bench.report import as_table
 from l3paper.bench.training import SIZES, bench_throughput, bench_train_step
-from l3paper.data.streams import load_corpus
+from l3paper.data.sources import fingerprint, open_source
 from l3paper.errors import at_least, command, nonempty_path
 from l3paper.experiments.catalogue import EXPERIMENTS
 from l3paper.files import require_writable
@@ -61,23 +60,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     options = parser.parse_args(arguments)
     function, flags = BENCHMARKS[options.what]
-    values = {flag: getattr(options, flag) for flag in flags}
-    at_least(1, repeats=values.get("repeats", 1))
+    setting = {flag: getattr(options, flag) for flag in flags}
+    at_least(1, repeats=setting.get("repeats", 1))
     device = pick_device(options.device)
     if options.json:
         require_writable(options.json)
     torch.manual_seed(SEED)
-    results = function(**values, device=device)
+    results = function(**setting, device=device)
     print(as_table(results))
     if options.json:
-        setting = dict(values)
-        for flag, sizes in {"setting": SETTINGS, "preset": PRESETS, "size": SIZES}.items():
-            if flag in values and not values.get("experiment"):  # which has sizes of its own
-                setting |= asdict(sizes[values[flag]])
         record = {"bench": options.what, "setting": setting, "seed": SEED, "results": results}
-        if options.what != "correctness":
-            corpus = load_corpus(vocab_size=setting.get("vocab_size", 4096))
-            record["corpus"] = {"name": corpus.name, "sha256": corpus.sha256}
+        if options.what != "correctness":  # which reads no text
+            text = open_source()
+            record["corpus"] = {"name": text.name, "sha256": fingerprint(text)}
         write_record(options.json, record | {"environment": environment(device)})
     return int(any(row.get("verdict") == "WRONG" for row in results))
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from l3paper.bench.timing import interleaved_medians
 from l3paper.checkpoints.model import TABLES, load_model, save_model
 from l3paper.costs.accounting import predicted_bytes
-from l3paper.data.streams import TokenizedCorpus, load_corpus
+from l3paper.data.streams import load_corpus
 from l3paper.gpt import GPT
 from l3paper.parts.device import precision
 from l3paper.training.build import build_model
@@ -45,15 +45,16 @@ def bench_decode(
             save_model(saved, model, corpus.tokenizer)
             models = {f"L3 {tables}": load_model(saved, device, tables)[0] for tables in TABLES}
             for batch in BATCHES[:1] if sweep else BATCHES:
-                rows = _compare({"dense": dense} | models, _text(corpus, batch, steps), repeats)
+                ids = _held_out(corpus.validation, batch, steps)
+                rows = _compare({"dense": dense} | models, ids, repeats)
                 results += [{"after_block": place, "batch": batch} | row for row in rows]
     return results
 
 
-def _text(corpus: TokenizedCorpus, batch: int, steps: int) -> Tensor:
-    """Held-out ids (steps, batch, 1), every sequence from another place."""
-    starts = np.linspace(0, len(corpus.validation) - steps, batch, dtype=np.int64)
-    windows = corpus.validation[starts[:, None] + np.arange(steps)].astype(np.int64)
+def _held_out(stream: np.ndarray, batch: int, steps: int) -> Tensor:
+    """Ids (steps, batch, 1), every sequence from another place of the stream."""
+    starts = np.linspace(0, len(stream) - steps, batch, dtype=np.int64)
+    windows = stream[starts[:, None] + np.arange(steps)].astype(np.int64)
     return torch.from_numpy(windows).T[..., None]
 
 
@@ -75,17 +76,18 @@ def _compare(models: dict[str, GPT], ids: Tensor, repeats: int) -> list[dict]:
             "model": name,
             "tokens_per_second": ids.numel() / medians[name],
             "of_resident": medians["L3 resident"] / medians[name],
-            "read_bytes": _read(model, ids),
+            "read_bytes": _read_bytes(model, ids),
             "predicted_bytes": predicted_bytes(model, ids) / ids.numel(),
         }
         for name, model in models.items()
     ]
 
 
-def _read(model: GPT, ids: Tensor) -> float | None:
+def _read_bytes(model: GPT, ids: Tensor) -> float | None:
     """Bytes per token that the model's stores hand out; None if it has no store."""
     stores = [layer.store for layer in model.l3_layers.values() if layer.store]
-    before = sum(store.rows_read * store.row_bytes for store in stores)
+    for store in stores:
+        store.rows_read = 0
     decode(model, ids)
-    after = sum(store.rows_read * store.row_bytes for store in stores)
-    return (after - before) / ids.numel() if stores else None
+    read = sum(store.rows_read * store.row_bytes for store in stores)
+    return read / ids.numel() if stores else None

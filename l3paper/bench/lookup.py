@@ -1,12 +1,11 @@
-"""How fast rows are allocated, looked up and updated, beside what the machine could do at best.
+"""How fast rows are allocated, looked up and updated, beside the best that the machine could do.
 
-Absolute times depend on the machine; the ratios in the last column are what carries over.
+Absolute times depend on the machine; the ratios in the last column carry over.
 """
 
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,15 +17,13 @@ from l3paper.allocation import (
     compute_lzw_allocation,
     scan_codewords,
 )
-from l3paper.bench.timing import copy_speed, interleaved_medians, memory_size, peak_bytes, product_speed
+from l3paper.bench.timing import copy_speed, interleaved_medians, peak_bytes, product_speed
 from l3paper.data.batches import training_batch
 from l3paper.data.streams import load_corpus
-from l3paper.lookup import blocked, padded
-from l3paper.lookup.grouped import grouped
+from l3paper.lookup import LOOKUPS, blocked
 
 
-@dataclass(frozen=True)
-class LookupSetting:
+class LookupSetting(NamedTuple):
     """The size of one lookup: ids from the default corpus, rows by LZW, one tied table."""
 
     positions: int
@@ -40,9 +37,11 @@ SETTINGS = {
     "smoke": LookupSetting(256, 4096, 8192, 64, 32),
     "laptop": LookupSetting(2048, 4096, 16384, 64, 128),
     "medium": LookupSetting(2048, 4096, 65536, 512, 256),
-    "large": LookupSetting(8192, 16384, 98304, 512, 384),
     "paper": LookupSetting(32768, 32768, 710_000, 512, 1024),
 }
+
+MOST_PADDED = 8e9
+"""Bytes of memory that the padded lookup may take; it is left out of larger settings."""
 
 
 def _allocation_and_batch(setting: LookupSetting) -> tuple[list[int], Tensor]:
@@ -68,59 +67,48 @@ def flex(query: Tensor, token_ids: Tensor, bounds: Tensor, keys: Tensor, values:
 
 
 def bench_lookup(
-    setting: str,
-    repeats: int,
-    device: torch.device,
-    dtype: str = "float32",
-    memory: int | None = None,
+    setting: str, repeats: int, device: torch.device, dtype: str = "float32"
 ) -> list[dict]:
     """Time forward and backward of every lookup but the loop, beside the sum of two floors.
 
-    A lookup that does not fit into `memory` bytes, by default those of the device, is left out, and a
-    line on stderr says so. On CUDA, FlexAttention is timed as well.
+    On CUDA, FlexAttention is timed as well, and blocks have 512 positions as in the paper. A lookup
+    that does not fit is left out, and a line on stderr says so.
 
     The floors: the products that the equation needs at the speed of one large product, and the bytes
     that must move (touched rows read twice, the table's gradient and the activations written once)
     at the speed of a large copy.
     """
-    setting, dtype = SETTINGS[setting], getattr(torch, dtype)
-    alloc, ids = _allocation_and_batch(setting)
+    sizes, dtype = SETTINGS[setting], getattr(torch, dtype)
+    alloc, ids = _allocation_and_batch(sizes)
     ids, bounds = ids.to(device), allocation_to_bounds(alloc).to(device)
-    torch.manual_seed(0)
-    like = dict(device=device, dtype=dtype)
-    query = torch.randn(len(ids), setting.width, **like, requires_grad=True)
-    table = torch.randn(setting.n_emb, setting.width, **like, requires_grad=True)
-    upstream = torch.randn(len(ids), setting.width, **like)
+    rows = bounds.diff()  # (vocab_size,)
+    query, upstream = torch.randn(2, len(ids), sizes.width, device=device, dtype=dtype)
+    table = torch.randn(sizes.n_emb, sizes.width, device=device, dtype=dtype, requires_grad=True)
+    query.requires_grad_()
 
     def forward_and_backward(lookup) -> None:
         query.grad = table.grad = None
         lookup(query, ids, bounds, table, table).backward(upstream)
 
-    lookups = {
-        "padded": padded,
-        "blocked": blocked,
-        "blocked, 512 as in the paper": partial(blocked, block_size=512),
-        **({"FlexAttention": torch.compile(flex)} if device.type == "cuda" else {}),
-        "grouped": grouped,
-    }
-    rows = bounds.diff()  # (vocab_size,)
-    gathered = dtype.itemsize * len(ids) * int(rows[ids].max()) * setting.width  # bytes
-    if 5 * gathered > (memory or memory_size(device)):  # keys, values, and their gradients twice
+    lookups = {name: lookup for name, lookup in LOOKUPS.items() if name != "loop"}
+    # It gathers keys and values, and makes their gradients twice.
+    padded_bytes = 5 * dtype.itemsize * len(ids) * int(rows[ids].max()) * sizes.width
+    if padded_bytes > MOST_PADDED:
         del lookups["padded"]
-        print(f"padded is left out: it would gather {5 * gathered / 1e9:.1f} GB", file=sys.stderr)
-    jobs = {name: partial(forward_and_backward, lookup) for name, lookup in lookups.items()}
-    for name in [*jobs]:
+        print(f"padded is left out: it would gather {padded_bytes / 1e9:.1f} GB", file=sys.stderr)
+    if device.type == "cuda":
+        lookups["blocked"] = partial(blocked, block_size=512)
+        compiled = torch.compile(flex)
         try:
-            jobs[name]()
-        except RuntimeError as error:  # out of memory
-            if device.type == "cpu" or name == "grouped":
-                raise
-            del jobs[name]
-            print(f"{name} is left out: {str(error).splitlines()[0]}", file=sys.stderr)
+            forward_and_backward(compiled)
+            lookups["FlexAttention"] = compiled
+        except RuntimeError as error:  # the mask or the kernel is too large for this GPU
+            print(f"FlexAttention is left out: {str(error).splitlines()[0]}", file=sys.stderr)
+    jobs = {name: partial(forward_and_backward, lookup) for name, lookup in lookups.items()}
     medians = interleaved_medians(jobs, repeats)
-    products = 6 * 2 * int(rows[ids].sum()) * setting.width  # two forward, four backward
-    moved = 2 * int(rows[ids.unique()].sum()) + setting.n_emb + 4 * len(ids)  # rows of the width
-    seconds_moving = dtype.itemsize * moved * setting.width / copy_speed(device)
+    products = 6 * 2 * int(rows[ids].sum()) * sizes.width  # two forward, four backward
+    moved = 2 * int(rows[ids.unique()].sum()) + sizes.n_emb + 4 * len(ids)  # rows of the width
+    seconds_moving = dtype.itemsize * moved * sizes.width / copy_speed(device)
     floor = products / product_speed(device, dtype) + seconds_moving
     results = [
         {"lookup": name, "seconds": medians[name], "peak_bytes": peak_bytes(job, device)}
@@ -137,32 +125,29 @@ def bench_optimizer(setting: str, repeats: int, device: torch.device) -> list[di
     another algorithm: it leaves rows without a gradient alone, although their momentum would still
     move them.
     """
-    setting = SETTINGS[setting]
-    alloc, ids = _allocation_and_batch(setting)
-    owner = torch.arange(setting.vocab_size).repeat_interleave(torch.tensor(alloc))
+    sizes = SETTINGS[setting]
+    alloc, ids = _allocation_and_batch(sizes)
+    owner = torch.arange(sizes.vocab_size).repeat_interleave(torch.tensor(alloc))
     touched = torch.isin(owner, ids).nonzero().flatten().to(device)
-    gradient = torch.zeros(setting.n_emb, setting.width, device=device)
-    gradient[touched] = torch.randn(len(touched), setting.width, device=device)
-    sparse = torch.sparse_coo_tensor(
-        touched[None], gradient[touched], gradient.shape, is_coalesced=True, check_invariants=True
-    )
-
-    def update(make, grad) -> Callable[[], None]:
+    gradient = torch.zeros(sizes.n_emb, sizes.width, device=device)
+    gradient[touched] = torch.randn(len(touched), sizes.width, device=device)
+    sparse = gradient.to_sparse(1)  # keeps the rows that are not all zero
+    adamw = partial(torch.optim.AdamW, weight_decay=0.0)
+    ways = {
+        "AdamW": (adamw, gradient),
+        "AdamW, fused": (partial(adamw, fused=True), gradient),
+        "SparseAdam, touched rows only": (torch.optim.SparseAdam, sparse),
+    }
+    jobs = {}
+    for name, (make_optimizer, grad) in ways.items():
         table = torch.nn.Parameter(torch.randn_like(gradient))
         table.grad = grad
-        return make([table]).step
-
-    adamw = partial(torch.optim.AdamW, weight_decay=0.0)
-    jobs = {
-        "AdamW": update(adamw, gradient),
-        "AdamW, fused": update(partial(adamw, fused=True), gradient),
-        "SparseAdam, touched rows only": update(torch.optim.SparseAdam, sparse),
-    }
+        jobs[name] = make_optimizer([table]).step
     medians = interleaved_medians(jobs, repeats)
     return [
         {
             "update": name,
-            "rows": len(touched) if "Sparse" in name else setting.n_emb,
+            "rows": len(touched) if "Sparse" in name else sizes.n_emb,
             "seconds": seconds,
             "times_fused": seconds / medians["AdamW, fused"],
         }
@@ -173,20 +158,17 @@ def bench_optimizer(setting: str, repeats: int, device: torch.device) -> list[di
 def bench_allocation(repeats: int, device: torch.device) -> list[dict]:
     """Time the LZW scan of the default corpus, and the allocation of rows after it.
 
-    The scan, on the CPU whatever the device, is bound by one dictionary look-up per token, most of them
-    far apart in memory.
+    The scan runs on the CPU, whatever the device. Its speed is bound by one dictionary look-up per
+    token, most of them far apart in memory.
     """
     corpus = load_corpus()
     documents = corpus.documents()
     codebook = scan_codewords(documents, corpus.vocab_size)
-    medians = interleaved_medians(
-        {
-            "scan": lambda: scan_codewords(documents, corpus.vocab_size),
-            "give out 65,536 rows": lambda: allocate_by_codewords(codebook, 65_536, 512),
-        },
-        repeats,
-    )
+    jobs = {
+        "scan": lambda: scan_codewords(documents, corpus.vocab_size),
+        "give out 65,536 rows": lambda: allocate_by_codewords(codebook, 65_536, 512),
+    }
     return [
         {"part": part, "seconds": seconds, "tokens_per_second": len(corpus.train) / seconds}
-        for part, seconds in medians.items()
+        for part, seconds in interleaved_medians(jobs, repeats).items()
     ]

@@ -1,8 +1,8 @@
-"""Tables of what the benchmarks found."""
+"""Tables of benchmark results."""
 
 from pathlib import Path
 
-from l3paper.records import read_record
+from l3paper.records import aligned, read_record
 
 
 def rows(results: list[dict]) -> list[list[str]]:
@@ -25,25 +25,23 @@ def _cell(name: str, value: float | str | None) -> str:
 
 
 def as_table(results: list[dict]) -> str:
-    """Results as aligned columns of text."""
-    cells = rows(results)
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return "\n".join(
-        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in cells
-    )
+    """Results as aligned columns of text, one line per result however wide the terminal is."""
+    return aligned(rows(results), width=1000)
 
 
-def tables(folder: Path, longest: int = 5) -> dict[str, list[list[str]]]:
+def tables(folder: Path) -> dict[str, list[list[str]]]:
     """Tables of the throughput and decoding recorded in `folder`, by title; the first row is the head.
 
-    The profile of each model follows, with the operations that took `longest`.
+    The profile of each model follows, with its five longest operations.
     """
     titled = {}
     for path in (folder / f"{name}.json" for name in ("throughput", "throughput-large", "decode")):
-        record = read_record(path) if path.exists() else {"results": []}
+        if not path.exists():
+            continue
+        record = read_record(path)
+        title = f"{path.stem}, {record['environment']['device']}"
+        titled[title] = rows(record["results"])
         for row in record["results"]:
-            title = f"{path.stem}, {record['environment']['device']}"
-            titled[title] = rows(record["results"])
             if "profile" in row:
-                titled[f"{title}: {row['model']}"] = rows(row["profile"][:longest])
+                titled[f"{title}: {row['model']}"] = rows(row["profile"][:5])
     return titled

@@ -1,25 +1,22 @@
 """How fast models train, side by side, and where the time of a step goes."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import DeviceType
-from torch.profiler import ProfilerActivity
+from torch.profiler import ProfilerActivity, profile
 
-from l3paper.bench.timing import interleaved_medians, peak_bytes, product_speed, profiler
+from l3paper.bench.timing import interleaved_medians, peak_bytes, product_speed
 from l3paper.costs.accounting import Accounting
-from l3paper.data.batches import training_batch
 from l3paper.data.streams import load_corpus
 from l3paper.experiments.catalogue import DENSE, EXPERIMENTS, spread, without_and_with
-from l3paper.gpt import GPT
-from l3paper.layer import rms_norm
 from l3paper.parts.device import precision
-from l3paper.parts.optimizer import MuonAdamW
+from l3paper.train import Training, train_step
 from l3paper.training.build import build_model
 from l3paper.training.config import PRESETS, TrainConfig
-from l3paper.training.distributed import limit_gradients
 
 _PAPER = TrainConfig(
     vocab_size=32768, sequence_len=1024, batch_size=256, l3_n_emb=710_000, l3_k_max=512, compile=True
@@ -37,45 +34,40 @@ PROFILED = 12
 """The number of operations that a profile names, the longest first."""
 
 
-@dataclass(frozen=True)
-class Step:
-    """A training step whose parts can be timed separately."""
+class Run(NamedTuple):
+    """A training run that repeats its first step, and the costs of its model."""
 
-    config: TrainConfig
-    model: GPT
+    training: Training
     costs: Accounting
-    optimizer: MuonAdamW
-    batch: tuple[Tensor, Tensor]
-    """Inputs and targets (b, T) of one pass, on the model's device."""
 
-    def gradients(self) -> None:
-        """Run all passes of the step, forward and backward, each on the same batch."""
-        for _ in range(self.config.accumulate):
-            with precision(self.model):
-                loss = self.model(*self.batch) + self.model.auxiliary_loss()
-            loss.backward()
+    def step(self) -> None:
+        train_step(self.training, step=0)
 
-    def update(self) -> None:
-        limit_gradients(self.model, self.config.clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+    def jobs(self) -> dict[str, Callable[[], None]]:
+        """The whole step, and the optimizer's part of it, to be timed in turn."""
+        optimizer = self.training.optimizer
+        zeros = [(weight, torch.zeros_like(weight)) for weight in self.training.model.parameters()]
 
-    def whole(self) -> None:
-        self.gradients()
-        self.update()
+        def update() -> None:
+            for weight, zero in zeros:
+                weight.grad = zero
+            optimizer.step()
+            optimizer.zero_grad()
+
+        return {"step": self.step, "update": update}
 
 
-def make_step(config: TrainConfig, device: torch.device) -> Step:
-    """Build the configuration's model, and cut one pass from its first batch."""
+def make_run(config: TrainConfig, device: torch.device) -> Run:
+    """Build the configuration's model, ready to train on the device."""
     corpus = load_corpus(config.data, config.vocab_size, config.data_bytes)
     model, costs = build_model(config, corpus)
     model.to(device)
     if config.compile:
         model.compile_parts()
-    rows = config.batch_size // config.accumulate
-    batch = training_batch(corpus.train, rows, config.sequence_len, seed=0, step=0)
-    inputs, targets = (part.to(device) for part in batch)
-    return Step(config, model, costs, model.setup_optimizer(), (inputs, targets))
+    optimizer = model.setup_optimizer()
+    for parameters in optimizer.param_groups:
+        parameters["lr"] = 0.0  # the weights stay, so that every round does the same
+    return Run(Training(config, corpus, model, model, optimizer), costs)
 
 
 def bench_train_step(
@@ -85,28 +77,27 @@ def bench_train_step(
     configs = without_and_with(PRESETS[preset])
     if experiment:
         configs = EXPERIMENTS[experiment].configs(preset, "stdlib")
-    steps = {name: make_step(config, device) for name, config in configs.items()}
-    return _rows(steps, interleaved_medians(_jobs(steps), repeats))
+    runs = {name: make_run(config, device) for name, config in configs.items()}
+    return _rows(runs, interleaved_medians(_jobs(runs), repeats))
 
 
-def _jobs(steps: dict[str, Step]) -> dict[str, Callable[[], None]]:
-    jobs = {}
-    for name, step in steps.items():
-        jobs |= {f"{name}: passes": step.gradients, f"{name}: update": step.update}
-    return jobs
+def _jobs(runs: dict[str, Run]) -> dict[str, Callable[[], None]]:
+    return {f"{name}: {what}": job for name, run in runs.items() for what, job in run.jobs().items()}
 
 
-def _rows(steps: dict[str, Step], medians: dict[str, float]) -> list[dict]:
-    """One row per step, from the median seconds of its jobs. The first step is the dense model's."""
-    rows = []
-    for name, step in steps.items():
-        update = medians[f"{name}: update"]
-        seconds = medians[f"{name}: passes"] + update
-        speed = step.config.batch_size * step.config.sequence_len / seconds
-        row = {"model": name, "seconds": seconds, "tokens_per_second": speed}
-        rows.append(row | {"optimizer_share": update / seconds})
-    dense = rows[0]["tokens_per_second"]
-    return [row | {"speed_of_dense": row["tokens_per_second"] / dense} for row in rows]
+def _rows(runs: dict[str, Run], medians: dict[str, float]) -> list[dict]:
+    """One row per run, from the median seconds of its jobs. The first run is the dense model's."""
+    dense = medians[f"{next(iter(runs))}: step"]
+    return [
+        {
+            "model": name,
+            "seconds": (seconds := medians[f"{name}: step"]),
+            "tokens_per_second": run.training.config.tokens_per_step / seconds,
+            "optimizer_share": medians[f"{name}: update"] / seconds,
+            "speed_of_dense": dense / seconds,
+        }
+        for name, run in runs.items()
+    ]
 
 
 def bench_throughput(size: str, repeats: int, device: torch.device) -> list[dict]:
@@ -114,67 +105,64 @@ def bench_throughput(size: str, repeats: int, device: torch.device) -> list[dict
 
     "utilisation" is the speed of the step's operations, counted by the accounting, divided by that of
     one large product in the type that the model computes in. The shares of lookups (with the copies of
-    their tables and the plan) and of projections are of all L3 layers; one layer is timed by itself.
+    their tables and the plan) and of projections (with the rest of the layer) are of all L3 layers; one
+    layer is timed by itself.
     """
     base = SIZES[size]
-    steps = {"dense": make_step(replace(base, **DENSE), device)}
+    runs = {"dense": make_run(replace(base, **DENSE), device)}
     for layers, name in enumerate(("L3", "L3, two layers"), start=1):
-        steps[name] = make_step(replace(base, l3_after_layers=spread(base, layers)), device)
-    medians = interleaved_medians(_jobs(steps) | layer_jobs(steps["L3"]), repeats)
-    rows = _rows(steps, medians)
+        runs[name] = make_run(replace(base, l3_after_layers=spread(base, layers)), device)
+    medians = interleaved_medians(_jobs(runs) | layer_jobs(runs["L3"].training), repeats)
+    rows = _rows(runs, medians)
     ceiling = product_speed(device, torch.bfloat16 if device.type == "cuda" else torch.float32)
-    for row, step in zip(rows, steps.values(), strict=True):
-        layers = len(step.model.l3_layers)
+    for row, run in zip(rows, runs.values(), strict=True):
+        layers = len(run.training.model.l3_layers)
         plan = medians["plan"] if layers else 0.0  # all layers share it
+        projections = medians["layer"] - medians["lookup"]
         passes_per_second = base.accumulate / row["seconds"]
         row |= {
-            "active_parameters": step.costs.active_parameters,
-            "total_parameters": step.costs.total_parameters,
-            "mean_rows": step.costs.mean_rows,
-            "utilisation": step.costs.flops_training * row["tokens_per_second"] / ceiling,
+            "active_parameters": run.costs.active_parameters,
+            "total_parameters": run.costs.total_parameters,
+            "mean_rows": run.costs.mean_rows,
+            "utilisation": run.costs.flops_training * row["tokens_per_second"] / ceiling,
             "lookup_share": passes_per_second * (plan + layers * medians["lookup"]),
-            "projections_share": passes_per_second * layers * medians["projections"],
-            "peak_bytes": peak_bytes(step.whole, device),
-            "profile": longest_operations(step.whole, device),
+            "projections_share": passes_per_second * layers * projections,
+            "peak_bytes": peak_bytes(run.step, device),
+            "profile": longest_operations(run.step, device),
         }
     return rows
 
 
-def layer_jobs(step: Step) -> dict[str, Callable[[], None]]:
-    """The plan of one pass, and lookup and projections of the first L3 layer, forward and backward.
+def layer_jobs(run: Training) -> dict[str, Callable[[], None]]:
+    """The plan of one pass, and the first L3 layer and its lookup, forward and backward.
 
-    The lookup copies the tables as autocast wants them, and adds their gradients to earlier ones.
+    As in training, the tables are copied in autocast's type, and gradients are added to earlier ones.
     """
-    model, ids = step.model, step.batch[0]
+    model = run.model
+    ids, _ = run.batches.take(step=0)[0]  # (b, T)
     layer = next(iter(model.l3_layers.values()))
     dtype = torch.bfloat16 if ids.is_cuda else layer.w_mix.weight.dtype
-    like = dict(device=ids.device, dtype=dtype, requires_grad=True)
-    query = torch.randn(ids.numel(), layer.n_embd, **like)
-    found = torch.randn(ids.numel(), layer.d_emb, **like)
-    tables = list(dict.fromkeys(layer.tables()))  # one if tied
-    sums = [torch.zeros_like(table) for table in tables]
-    weights = [layer.w_up.weight, layer.w_mix.weight]
+    x = torch.randn(*ids.shape, layer.n_embd, device=ids.device, dtype=dtype, requires_grad=True)
     plan = layer.plan(ids)
 
-    def lookup() -> None:
-        with precision(model):
-            output = layer.look_up(query, ids.flatten(), plan)
-        _, *gradients = torch.autograd.grad(output, [query, *tables], found.detach())
-        for total, gradient in zip(sums, gradients, strict=True):
-            total += gradient
+    def job(compute: Callable, parameters: list[Tensor]) -> Callable[[], None]:
+        sums = [torch.zeros_like(parameter) for parameter in parameters]
 
-    def mix(found: Tensor, query: Tensor) -> Tensor:
-        return layer.w_mix(torch.cat([rms_norm(layer.w_up(found)), query], dim=-1))
+        def forward_and_backward() -> None:
+            with precision(model):
+                output = compute(x, ids, plan)
+            _, *gradients = torch.autograd.grad(output, [x, *parameters], torch.ones_like(output))
+            for total, gradient in zip(sums, gradients, strict=True):
+                total += gradient
 
-    if step.config.compile:
-        mix = torch.compile(mix, dynamic=False)
+        return forward_and_backward
 
-    def projections() -> None:
-        with precision(model):
-            output = mix(found, query)
-        torch.autograd.grad(output, [query, found, *weights], torch.ones_like(output))
-
-    return {"plan": lambda: layer.plan(ids), "lookup": lookup, "projections": projections}
+    tables = list(dict.fromkeys(layer.tables()))  # one if tied
+    return {
+        "plan": lambda: layer.plan(ids),
+        "lookup": job(layer.look_up, tables),
+        "layer": job(layer, list(layer.parameters())),
+    }
 
 
 def longest_operations(job: Callable[[], None], device: torch.device) -> list[dict]:
@@ -182,17 +170,18 @@ def longest_operations(job: Callable[[], None], device: torch.device) -> list[di
 
     On CUDA, they are the kernels, and the shares are of the kernels' total time.
     """
-    job()
     cuda = device.type == "cuda"
-    with profiler(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as watch:
+    with profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as watch:
         job()
         if cuda:
             torch.cuda.synchronize()
-    events = watch.key_averages()
-    if cuda:
-        events = [e for e in events if e.device_type == DeviceType.CUDA and not e.is_user_annotation]
-    kind = "self_device_time_total" if cuda else "self_cpu_time_total"
-    taken = [(getattr(event, kind), event.count, event.key) for event in events]
+    kind = DeviceType.CUDA if cuda else DeviceType.CPU
+    seconds = "self_device_time_total" if cuda else "self_cpu_time_total"
+    taken = [
+        (getattr(event, seconds), event.count, event.key)
+        for event in watch.key_averages()
+        if event.device_type == kind and not event.is_user_annotation
+    ]
     total = sum(time for time, _, _ in taken)
     return [
         {"operation": name[:100], "calls": calls, "share": time / total if total else 0.0}

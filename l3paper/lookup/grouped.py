@@ -2,12 +2,12 @@
 
 Sorted by token, the positions of a batch fall into groups that share their rows, and a token's rows
 are a contiguous slice of the table. So a large group is two products with a slice, without a copy, a
-mask or padding. Products with a few rows cost more to launch than to compute: groups with few rows and
-few positions are therefore gathered by size, rounded up, and each size is one masked batched product. A
-token with one row needs no product at all: its softmax is 1.
+mask or padding. A product with a few rows takes longer to launch than to compute, so small groups are
+gathered by size, rounded up, and each size is one masked batched product. A token with one row needs
+no product at all: its softmax is 1.
 
-The backward pass writes the table's gradient straight into slices of one tensor; autograd would build
-it from one full-sized tensor per slice.
+The backward pass writes into slices of one gradient of the table; autograd would add up one full-sized
+tensor per slice.
 
 On CUDA with Triton, the kernels of `l3paper.lookup.kernels` do the same for all groups at once.
 """

@@ -1,11 +1,10 @@
 """The grouped lookup as three Triton kernels, for CUDA: no matrix of scores, no sorted copy.
 
-Sorted by token, the positions of a batch fall into groups, and every group is a rectangle: its
-token's positions by its token's rows. Every cell of it is one score. A kernel gives each program a
-tile, which is a strip of one rectangle (a few positions by all rows, or a few rows by all positions),
-and the program walks along the strip. So a program sees one token only, reads the rows where they
-lie, and owns what it writes: nothing is added atomically, and two runs on one device give the same
-bits.
+Sorted by token, the positions of a batch fall into groups. A group is a rectangle of scores: its
+token's positions by its token's rows. A tile is a strip of one rectangle, a few positions by all rows
+or a few rows by all positions, and one program walks along it. So a program sees one token only,
+reads the rows where they lie, and is the only one to write its results: nothing is added atomically,
+and two runs on one device give the same bits.
 
     kernel        tile of    along       writes
     ------        ------     ----------  ------
@@ -13,26 +12,11 @@ bits.
     _grad_query   POSITIONS  rows        grad_query, and delta = sum(grad_output * output)
     _grad_table   ROWS       positions   grad_keys or grad_values; when tied, their sum
 
-The softmax is running: one maximum and one sum per position, by which what was accumulated is
-rescaled. The backward kernels compute the scores again and get the weights from the logsumexp.
-Positions are read and written through `tiles.order`.
+The softmax is running: one maximum and one sum per position, by which earlier sums are rescaled. The
+backward kernels compute the scores again and get the weights from the logsumexp. The tiles of a token
+run one after the other, so that the cache serves all but the first of them.
 
-What must move through memory, with N positions and R rows of present tokens out of v:
-
-    kernel        reads                                    writes
-    ------        -----                                    ------
-    _forward      N queries, R keys, R values              N outputs
-    _grad_query   the same, N grad_outputs and N outputs   N grad_queries
-    _grad_table   N queries, N grad_outputs, R keys and    R rows per table, after v zero rows
-                  R values
-
-Tied keys and values are one read. The tiles of a token run together, so that the cache serves all but
-the first of them. At the paper's size, bfloat16 and 1,024 wide, 32,768 positions are 67 MB per tensor
-and 710,000 rows 1.45 GB: the table is what moves. A row of 2 KB meets the n positions of its token in
-4 * 1,024 * n operations of the forward pass, 2 n per byte; with fewer than some 150 positions per
-token, an H100 waits for memory.
-
-An accumulator holds at most BLOCK_BYTES of a row; a wider row takes several programs, and each
+A program accumulates at most BLOCK_BYTES of a row; a wider row takes several programs, and each
 computes the scores again. Products are of the tables' type (tensor cores in bfloat16, never TF32),
 sums and softmax in float32; all is float64 if the tables are.
 """
@@ -52,11 +36,10 @@ except ImportError:  # Triton is optional
     triton = None
 
 POSITIONS = 16
-"""Positions of a tile. Most tokens of a batch have few, and the least a tensor core takes is 16."""
+"""Positions of a tile. Most tokens of a batch have few, and a tensor core takes at least 16."""
 
 ROWS = 32
-"""Rows of a tile. More would make more of every position loaded, but 32 already fill the registers."""
-
+"""Rows of a tile. More rows would use each loaded position more often, but 32 fill the registers."""
 
 STEP_BYTES = 64
 """Bytes of a column that a program processes at a time: 16 float32 or 32 bfloat16 rows or positions."""
@@ -238,8 +221,7 @@ def _forward(
     for step in range(row, row_stop, STEP):
         rows = step + tl.arange(0, STEP)
         own = rows < row_stop
-        scores = tl.full((TILE, STEP), 0, largest.dtype)
-        scores = _add_products(scores, query, positions, mask, keys, rows, own, D_IN, CHUNK)
+        scores = _products(query, positions, mask, keys, rows, own, D_IN, CHUNK, sums.dtype)
         scores = tl.where(own[None, :], scores, float("-inf"))
         larger = tl.maximum(largest, tl.max(scores, 1))
         shrink = tl.exp(largest - larger)
@@ -279,8 +261,9 @@ def _grad_query(
         return
     positions, mask = _positions(order, start, stop, TILE)
     normaliser = tl.load(logsumexp + positions, mask=mask, other=0.0)
-    # The scores' gradient is weight * (grad_weight - the mean of grad_weight under the weights), and
-    # that mean is grad_output . output. _grad_table, which runs next, reads it too.
+    # The gradient of a score is weight * (grad - mean). Its grad is that of its weight,
+    # grad_output . value; mean is their mean under the weights, grad_output . output.
+    # _grad_table, which runs next, reads it too.
     mean = tl.full((TILE,), 0, normaliser.dtype)
     for chunk in range(0, D_EMB, CHUNK):
         columns = chunk + tl.arange(0, CHUNK)
@@ -293,15 +276,12 @@ def _grad_query(
     for step in range(row, row_stop, STEP):
         rows = step + tl.arange(0, STEP)
         own = rows < row_stop
-        scores = tl.full((TILE, STEP), 0, mean.dtype)
-        scores = _add_products(scores, query, positions, mask, keys, rows, own, D_IN, CHUNK)
+        scores = _products(query, positions, mask, keys, rows, own, D_IN, CHUNK, sums.dtype)
         scores = tl.where(own[None, :], scores, float("-inf"))
         weights = tl.exp(scores - normaliser[:, None])
-        # grad_output . value - mean, one number per score
-        gap = tl.full((TILE, STEP), 0, mean.dtype) - mean[:, None]
-        gap = _add_products(gap, grad_output, positions, mask, values, rows, own, D_EMB, CHUNK)
+        grad = _products(grad_output, positions, mask, values, rows, own, D_EMB, CHUNK, sums.dtype)
         key = _load(keys, rows, own, columns, D_IN)
-        sums = _dot((weights * gap).to(key.dtype), key, sums)
+        sums = _dot((weights * (grad - mean[:, None])).to(key.dtype), key, sums)
     _store(grad_query, positions, mask, columns, D_IN, sums)
 
 
@@ -340,18 +320,16 @@ def _grad_table(
         positions, mask = _positions(order, step, stop, STEP)
         # Padding has a query and grad_output of zero, which add nothing to any row.
         normaliser = tl.load(logsumexp + positions, mask=mask, other=0.0)
-        scores = tl.full((TILE, STEP), 0, sums.dtype)
-        scores = _add_products(scores, keys, rows, own, query, positions, mask, D_IN, CHUNK)
+        scores = _products(keys, rows, own, query, positions, mask, D_IN, CHUNK, sums.dtype)
         weights = tl.exp(scores - normaliser[None, :])
         if VALUES:
             grad = _load(grad_output, positions, mask, columns, D_EMB)
             sums = _dot(weights.to(grad.dtype), grad, sums)
         if KEYS:
             mean = tl.load(delta + positions, mask=mask, other=0.0)
-            gap = tl.full((TILE, STEP), 0, sums.dtype) - mean[None, :]
-            gap = _add_products(gap, values, rows, own, grad_output, positions, mask, D_EMB, CHUNK)
+            grad = _products(values, rows, own, grad_output, positions, mask, D_EMB, CHUNK, sums.dtype)
             asked = _load(query, positions, mask, columns, D_IN)
-            sums = _dot((weights * gap).to(asked.dtype), asked, sums)
+            sums = _dot((weights * (grad - mean[None, :])).to(asked.dtype), asked, sums)
     _store(grad_table, rows, own, columns, WIDTH, sums)
 
 
@@ -387,8 +365,11 @@ def _store(table, rows, mask, columns, WIDTH: tl.constexpr, numbers):
 
 
 @_jit
-def _add_products(sums, a, a_rows, a_mask, b, b_rows, b_mask, WIDTH: tl.constexpr, CHUNK: tl.constexpr):
-    """sums + a[a_rows] @ b[b_rows].T, a chunk of the width at a time."""
+def _products(
+    a, a_rows, a_mask, b, b_rows, b_mask, WIDTH: tl.constexpr, CHUNK: tl.constexpr, DTYPE: tl.constexpr
+):
+    """a[a_rows] @ b[b_rows].T, a chunk of the width at a time."""
+    sums = tl.zeros((a_rows.shape[0], b_rows.shape[0]), DTYPE)
     for chunk in range(0, WIDTH, CHUNK):
         columns = chunk + tl.arange(0, CHUNK)
         left = _load(a, a_rows, a_mask, columns, WIDTH)

@@ -1,32 +1,19 @@
-"""L3 tables outside the accelerator: only the rows of a step's tokens travel (paper, section 3).
+"""L3 tables outside the accelerator: only the rows of a step's tokens are copied (paper, section 3).
 
-The rows a layer needs depend on the token ids alone, so their copy starts before the first block and
-is awaited at the layer. `offload_tables` keeps whole tables in CPU memory; a `FileTable`
-stays on disk, and only the rows that are needed are ever read.
-
-Files are read, not memory-mapped, so that a process holds the rows that it reads and nothing around
-them. On CUDA the rows are gathered on the CPU first; their transfer then runs beside the blocks.
+The rows that a layer needs depend on the token ids alone, so their copy starts before the first block,
+and the layer waits for it. On CUDA the rows are gathered on the CPU, and transferred while the blocks
+compute. Files are read, not memory-mapped, so that a process holds only the rows that it reads.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from l3paper.lookup.reference import Plan
-
-
-class Table(Protocol):
-    """Rows of numbers, wherever they are: a tensor in memory, or part of a file."""
-
-    shape: Sequence[int]
-    dtype: torch.dtype
-
-    def read(self, ranges: Sequence[tuple[int, int]], out: Tensor) -> None:
-        """Write the rows first : last of every range into `out`, one range after the other."""
 
 
 class MemoryTable:
@@ -36,6 +23,7 @@ class MemoryTable:
         self.tensor, self.shape, self.dtype = tensor, tensor.shape, tensor.dtype
 
     def read(self, ranges: Sequence[tuple[int, int]], out: Tensor) -> None:
+        """Write the rows first : last of every range into `out`, one range after the other."""
         torch.cat([self.tensor[first:last] for first, last in ranges], out=out)
 
 
@@ -47,6 +35,7 @@ class FileTable:
         self.offset, self.shape, self.dtype = offset, torch.Size(shape), dtype
 
     def read(self, ranges: Sequence[tuple[int, int]], out: Tensor) -> None:
+        """As `MemoryTable.read`. Raises ValueError for a file that ends too early."""
         view = memoryview(out.view(torch.uint8).numpy()).cast("B")
         row_bytes, done = self.shape[1] * self.dtype.itemsize, 0
         for first, last in ranges:
@@ -57,6 +46,9 @@ class FileTable:
                 if not count:
                     raise ValueError(f"{self.file.name!r} ends before row {last}: it was cut short")
                 done += count
+
+
+Table = MemoryTable | FileTable
 
 
 class Rows(NamedTuple):
@@ -71,25 +63,22 @@ class Rows(NamedTuple):
     ready: torch.cuda.Event | None
     """What to wait for before the tensors are used; None if they are there already."""
 
-    def wait(self) -> tuple[Tensor, Tensor]:
-        """Let the current stream wait for the copy; the keys and the values."""
-        if self.ready is not None:
-            here = torch.cuda.current_stream(self.keys.device)
-            here.wait_event(self.ready)
-            for tensor in self[:4]:
-                tensor.record_stream(here)
-        return self.keys, self.values
-
 
 @dataclass(eq=False)
 class StoredPlan(Plan):
-    """A plan that brings the rows along: their copy has started, and is awaited at the lookup."""
+    """A plan that brings the rows along; their copy has started."""
 
     rows: Rows
 
     @property
     def tables(self) -> tuple[Tensor, Tensor]:
-        return self.rows.wait()
+        """The keys and values, for which the current stream waits."""
+        if self.rows.ready is not None:
+            here = torch.cuda.current_stream(self.rows.keys.device)
+            here.wait_event(self.rows.ready)
+            for tensor in self.rows[:4]:
+                tensor.record_stream(here)
+        return self.rows.keys, self.rows.values
 
 
 class RowStore:

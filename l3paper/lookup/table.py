@@ -20,18 +20,17 @@ from l3paper.lookup.offload import RowStore, StoredPlan
 from l3paper.parts.device import eager
 
 FEW = 2**18
-"""Numbers, padding included, that may be gathered to look a few positions up without grouping them.
+"""The most numbers, with padding, that are gathered to look up few positions without grouping them.
 
-Both ways cost the same there on two CPU cores, at widths from 64 to 1,024.
+There, both ways take the same time on two CPU cores, at widths from 64 to 1,024.
 """
 
 
 class RowTable(nn.Module):
-    """Keys, values and bounds of all tokens, and their lookup. `L3Layer` is one, with W_up and W_mix.
+    """Keys, values and bounds of all tokens, and their lookup; the base class of `L3Layer`.
 
-    The buffer `bounds` exists from construction, so that every loader of checkpoints finds it. Until it
-    is set, it is zeros, of one element if the vocabulary is not known yet; a state dict sets it. Bounds
-    are checked once after any change, in the next lookup.
+    The buffer `bounds` exists from construction, so that every loader of checkpoints finds it. Until
+    `set_bounds` or a state dict sets it, it is zeros, one element if the vocabulary is not known yet.
     """
 
     bounds: Tensor
@@ -107,9 +106,8 @@ class RowTable(nn.Module):
     def bounds_id(self) -> str:
         """A string that is equal for equal bounds.
 
-        Raises ValueError for bounds that are not set, or not valid: whatever changed them, an optimizer
-        of averages for example. They are looked at once after every change, since to look is to wait
-        for the device.
+        Raises ValueError for bounds that are not set or not valid. Bounds are checked once after every
+        change, whatever made it, since a check waits for the device.
         """
         version = 0 if self.bounds.is_inference() else self.bounds._version
         if self._checked is None or self._checked[0] is not self.bounds or self._checked[1] != version:
@@ -180,9 +178,8 @@ def _run(plan: Plan, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
 def _autocast(keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     """The tables in autocast's type, as a linear layer's weights would be, while they are trained.
 
-    A copy of hundreds of thousands of rows pays for the positions of a training batch, not for the
-    one position per sequence of decoding. Without gradients, tables keep their own type, so that a
-    text does not depend on where they are.
+    Without gradients they keep their own type: decoding looks up too few positions to pay for a copy
+    of the whole table, and its text must not depend on where the table is.
     """
     kind = keys.device.type
     if not torch.is_autocast_enabled(kind) or not (torch.is_grad_enabled() and keys.requires_grad):

@@ -41,7 +41,7 @@ class Group:
         return batch.chunk(self.size)[self.rank]
 
     def mean(self, number: Tensor) -> Tensor:
-        """Over the processes."""
+        """The mean of the processes' numbers."""
         if self.size > 1:
             dist.all_reduce(number)
             number /= self.size
@@ -87,10 +87,10 @@ def is_rank_zero() -> bool:
 
 
 def parallel(model: GPT, group: Group, shard: bool) -> nn.Module:
-    """The model as a module whose gradients are means over the processes; the model, where it is alone.
+    """The model as a module whose gradients are means over the processes; for one process, the model.
 
-    To be called before the optimizer is made: with `shard`, parameters become sharded ones. Raises
-    ValueError for shards without others to share them with.
+    Call this before making the optimizer: `shard` replaces parameters by sharded ones. Raises
+    ValueError if `shard` is set for a single process.
     """
     if group.size == 1:
         if shard:
@@ -168,20 +168,16 @@ class _Shared(torch.autograd.Function):
 
 
 def limit_gradients(model: nn.Module, most: float) -> Tensor:
-    """The norm of all gradients together; above `most`, where that is not 0, they are scaled to it."""
+    """The norm of all gradients together; if `most` is not 0, larger gradients are scaled to it."""
     parameters = [p for p in model.parameters() if p.grad is not None]
-    divided = [p for p in parameters if isinstance(p, DTensor)]
+    sharded = [p for p in parameters if isinstance(p, DTensor)]
     whole = [p for p in parameters if not isinstance(p, DTensor)]
     norm = get_total_norm([p.grad for p in whole])
-    if divided:
-        squares = get_total_norm([p.grad.to_local() for p in divided]) ** 2
-        dist.all_reduce(squares)
-        norm = (norm**2 + squares) ** 0.5
+    if sharded:
+        norm = (norm**2 + get_total_norm([p.grad for p in sharded]).full_tensor() ** 2) ** 0.5
     if most:
         clip_grads_with_norm_(whole, most, norm)
-        for parameter in divided:
-            # 1e-6 is what clip_grads_with_norm_ adds, too.
-            parameter.grad.to_local().mul_((most / (norm + 1e-6)).clamp(max=1))
+        clip_grads_with_norm_(sharded, most, norm)
     return norm
 
 
@@ -190,13 +186,13 @@ def unsharded(tensors: dict[str, Tensor], keep: bool = True) -> dict[str, Tensor
 
     All processes must call this at the same time.
     """
-    found = {}
+    gathered = {}
     for name, tensor in tensors.items():
         if isinstance(tensor, DTensor):
             tensor = tensor.full_tensor().cpu()  # one by one: there is no room for all on the device
         if keep:
-            found[name] = tensor
-    return found
+            gathered[name] = tensor
+    return gathered
 
 
 def sharded_like(tensor: Tensor, other: Tensor) -> Tensor:
