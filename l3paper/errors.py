@@ -13,12 +13,15 @@ import functools
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+SIGNALS = tuple(  # Windows has no SIGHUP
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
 """Signals that ask a command to stop."""
 
 
@@ -66,11 +69,15 @@ class Stopped(KeyboardInterrupt):
 
 @contextmanager
 def handled(handler: Callable) -> Iterator[None]:
-    """Handle SIGINT, SIGTERM and SIGHUP by `handler(number, frame)`; for the main thread only.
+    """Handle SIGINT, SIGTERM and SIGHUP by `handler(number, frame)`, in the main thread.
 
     SIGTERM and SIGHUP stay ignored if they are, as `nohup` does with SIGHUP; SIGINT does not, since a
-    shell ignores it for whatever it starts in the background.
+    shell ignores it for whatever it starts in the background. Other threads get no signals: there,
+    nothing changes.
     """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     before = {
         number: signal.signal(number, handler)
         for number in SIGNALS
@@ -109,7 +116,7 @@ def command(program: str) -> Callable:
                 # The interpreter would write what is left in the buffers once more, and fail.
                 for stream in (sys.stdout, sys.stderr):
                     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-                return 128 + signal.SIGPIPE
+                return 128 + 13  # SIGPIPE, which Windows does not name
             except Failure as error:
                 why, code = error, error.code
             except KeyboardInterrupt as error:

@@ -1,7 +1,6 @@
 """Where files go and how they get there: whole, or not at all."""
 
 import errno
-import fcntl
 import hashlib
 import os
 import shutil
@@ -12,6 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 _UNSUPPORTED = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.ENOLCK}
 """Error numbers of a file system that cannot flush folders, or cannot lock them."""
@@ -94,6 +98,9 @@ def locked(folder: Path, wait: bool = True) -> Iterator[None]:
     systems have no such locks: there, a warning says that runs are not held apart.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    if fcntl is None:  # Windows: nothing holds them apart
+        yield
+        return
     handle = os.open(folder, os.O_RDONLY)
     try:
         try:
@@ -148,7 +155,9 @@ def sha256(path: Path) -> str:
 
 
 def _sync(path: Path) -> None:
-    """Flush a file's content, or a folder's names, to the disk."""
+    """Flush a file's content, or a folder's names, to the disk; Windows cannot open folders."""
+    if fcntl is None:
+        return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

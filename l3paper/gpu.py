@@ -1,6 +1,6 @@
 """All that needs a GPU, in parts: `make gpu`, or `python -m l3paper.gpu PART ...`.
 
-Every part is a command of this package in a process of its own. Experiments write one record per run,
+Every part is a command of this package in a process of its own. Experiments record every run,
 and resume from their last checkpoints; a benchmark writes its record at its end, and restarts.
 """
 
@@ -38,17 +38,17 @@ class Part(NamedTuple):
     """Whether the part resumes where it was interrupted."""
 
 
-def parts(folder: Path, toy: bool = False, data: str = "stdlib", words: str = "") -> dict[str, Part]:
+def parts(folder: Path, toy: bool = False, data: str = "stdlib") -> dict[str, Part]:
     """All parts by name; the cheap ones, which may show that the rest is not worth running, are first.
 
     A benchmark NAME writes `gpu/NAME.json` in `folder`, an experiment its runs into `runs`. Toy parts
-    are for the CPU. Experiments train on `data` and are evaluated on `words`.
+    are for the CPU. Experiments train on `data`.
     """
     device, rounds, seeds = ("cpu", "--repeats 1", "1") if toy else ("cuda", "--repeats 7", "3")
     setting, size, large, preset = ["smoke"] * 4 if toy else ("paper", "100M", "400M", "gpu")
-    text = ["--data", data, "--words", words, "--seeds", seeds, "--jobs", "1"]
+    text = ["--data", data, "--seeds", seeds, "--jobs", "1"]
     all_parts = {}
-    for name, minutes, words_of_command in (
+    for name, minutes, command_line in (
         ("correctness", 1, "bench correctness"),
         ("lookup", 3, f"bench lookup {rounds} --setting {setting} --dtype bfloat16"),
         ("throughput", 5, f"bench throughput {rounds} --size {size}"),
@@ -59,7 +59,7 @@ def parts(folder: Path, toy: bool = False, data: str = "stdlib", words: str = ""
         ("decode", 4, f"bench decode {rounds} --preset {preset}"),
         ("decode-places", 6, f"bench decode {rounds} --preset {preset} --sweep"),
     ):
-        module, *flags = words_of_command.split()
+        module, *flags = command_line.split()
         if resumes := module == "experiments":
             flags += [*text, "--folder", str(folder / "runs")]
         else:
@@ -158,7 +158,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--skip", nargs="*", default=[], metavar="PART", help="leave these out")
     parser.add_argument("--minutes", type=float, default=math.inf, metavar="N", help="stop after these")
     parser.add_argument("--data", default="stdlib", help="text of the experiments, as of l3paper.train")
-    parser.add_argument("--words", default="", metavar="FILE", help="as of l3paper.train")
     parser.add_argument("--folder", type=nonempty_path, help="of all records (default: figures/data)")
     parser.add_argument(
         "--dry-run", action="store_true", help="every part on the CPU at toy size; needs --folder"
@@ -176,7 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise ValueError("the commit is unknown here, and records name it: set L3_COMMIT")
     folder = options.folder or RECORDS
     require_writable(folder / "gpu" / "any")
-    available = parts(folder, options.dry_run, options.data, options.words)
+    available = parts(folder, options.dry_run, options.data)
     wanted = [name for name in options.parts or names if name not in options.skip]
     return run_parts({name: available[name] for name in wanted}, folder, options.minutes)
 
