@@ -3,9 +3,13 @@
 import json
 import os
 import platform
+import re
+import shutil
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterable, Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
@@ -51,13 +55,37 @@ def markdown(rows: Iterable[Sequence[object]]) -> str:
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
+def aligned(rows: Iterable[Sequence[object]], width: int | None = None) -> str:
+    """Format a table as columns, numbers to the right; the first row is its head.
+
+    If it is wider than `width` characters (by default, the terminal's), the text in its widest columns
+    wraps, and blank lines part the rows.
+    """
+    cells = [[str(cell) for cell in row] for row in rows]
+    columns = list(zip(*cells, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    room = (width or shutil.get_terminal_size().columns) - 2 * (len(columns) - 1)
+    wraps = sum(widths) > room
+    while sum(widths) > room and max(widths) > 8:
+        widths[widths.index(max(widths))] -= 1
+    number = re.compile(r"[-+]?\d\S*( \S+)?|-?")  # with a unit, or left out
+    numeric = [all(map(number.fullmatch, column[1:])) for column in columns]
+    lines = []
+    for row in cells:
+        wrapped = [textwrap.wrap(cell, size) for cell, size in zip(row, widths, strict=True)]
+        for parts in zip_longest(*wrapped, fillvalue=""):
+            padded = [
+                part.rjust(size) if right else part.ljust(size)
+                for part, size, right in zip(parts, widths, numeric, strict=True)
+            ]
+            lines.append("  ".join(padded).rstrip())
+        lines += [""] * wraps
+    return "\n".join(lines).rstrip()
+
+
 def for_stdout(rows: Iterable[Sequence[object]]) -> str:
     """Format a table for stdout: aligned columns for a terminal, Markdown for a file or a pipe."""
-    if not sys.stdout.isatty():
-        return markdown(rows)
-    cells = [[str(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in cells)
+    return aligned(rows) if sys.stdout.isatty() else markdown(rows)
 
 
 def _processor() -> str:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import l3paper
-from l3paper.records import RECORDS, environment, for_stdout, read_record, write_record
+from l3paper.records import RECORDS, aligned, environment, markdown, read_record, write_record
 
 
 def test_round_trip(tmp_path):
@@ -48,14 +48,37 @@ def test_environment_without_git_has_no_commit(monkeypatch, tmp_path):
     assert environment(torch.device("cpu"))["commit"] is None
 
 
-def test_tables_for_terminals_align(monkeypatch):
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    table = for_stdout([["a", "bc"], ["word", 1], ["x", 10]])
-    assert table.splitlines() == ["a     bc", "word  1", "x     10"]
+ROWS = [
+    ["claim", "gain"],
+    ["L3 is better than a dense model of equal operations", "+0.0378"],
+    ["keys", "-1.5 ms"],
+    ["none", "-"],
+]
+
+
+def test_tables_for_terminals_align_and_wrap():
+    assert aligned([["a", "bc"], ["word", 1], ["x", 10]], width=80).splitlines() == [
+        "a     bc",
+        "word   1",
+        "x     10",
+    ]
+    lines = aligned(ROWS, width=40).splitlines()
+    assert max(map(len, lines)) <= 40
+    assert lines[0] == "claim" + " " * 27 + "    gain"
+    assert lines[2:5] == [
+        "L3 is better than a dense model  +0.0378",
+        "of equal operations",
+        "",
+    ]
+
+
+def test_every_cell_of_a_wrapped_table_is_there():
+    words = " ".join(cell for row in ROWS for cell in row).split()
+    assert sorted(aligned(ROWS, width=30).split()) == sorted(words)
 
 
 def test_tables_for_files_are_markdown():
-    assert for_stdout([["a", "b"], [1, "x"]]) == "| a | b |\n| --- | --- |\n| 1 | x |"
+    assert markdown([["a", "b"], [1, "x"]]) == "| a | b |\n| --- | --- |\n| 1 | x |"
 
 
 def test_records_are_those_of_the_checkout():
