@@ -89,7 +89,7 @@ def open_source(source: str = "stdlib", max_bytes: int | None = None) -> Source:
         documents = list(Source(source, lambda: _hub(source.removeprefix("hf:")), max_bytes))
         return Source(source, lambda: documents)
     path = Path(source)
-    if not source or not path.exists():
+    if not source or not (path.is_file() or path.is_dir()):
         raise ValueError(f"data is {source!r}: not a file or folder, nor 'stdlib' or 'hf:NAME'")
     folder, names, left_out = path.parent, [path.name], ""
     if path.is_dir():
