@@ -9,7 +9,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 # On two cores, two processes of one thread each are faster than one process of two.
-TEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 2 --durations=5
+TEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 2 --dist worksteal --durations=5
 
 .PHONY: figures test quick gpu clean
 

@@ -1,5 +1,6 @@
 """How fast models train, side by side, and where the time of a step goes."""
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
@@ -171,6 +172,7 @@ def longest_operations(job: Callable[[], None], device: torch.device) -> list[di
     On CUDA, they are the kernels, and the shares are of the kernels' total time.
     """
     cuda = device.type == "cuda"
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler would log each start on stderr
     with profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as watch:
         job()
         if cuda:
