@@ -45,8 +45,7 @@ SMALL = {
 """The smallest models that can answer, by preset. Their L3 layer is behind block `depth // 2`, counted
 from 0, and LZW allocates its rows."""
 
-ENGRAM_LR = 0.003
-PER_LAYER_LR = 0.003
+ENGRAM_LR = PER_LAYER_LR = 0.03
 """The learning rates of these layers' tables, at width 768: the best of those that the experiment
 `learning_rates` tries, as 0.003 is for L3 tables."""
 
@@ -184,7 +183,7 @@ EXPERIMENTS = {
             for name, stand_in, setting, beyond in (
                 ("L3", "", "table_lr", []),
                 ("Engram", "engram", "table_lr", [0.1, 0.3]),
-                ("per-layer embedding", "per-layer-embedding", "table_lr", []),
+                ("per-layer embedding", "per-layer-embedding", "table_lr", [0.1]),
                 ("MoE", "moe", "router_lr", []),
             )
             for rate in [*rates(getattr(base, setting)), *beyond]

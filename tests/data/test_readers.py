@@ -131,7 +131,7 @@ TRUNCATED = "cannot be read: .*"
         ("a.parquet", parquet({"text": BAD_UTF8}), "a.parquet, row 2: not UTF-8 text"),
         ("a.parquet", b"version https://git-lfs", "a.parquet, after row 0: not a readable .parquet"),
         ("a.parquet", parquet({"body": ["x"]}), "a.parquet, which has no column 'text'"),
-        ("a.txt.gz", gzip.compress(b"one")[:-9], "a.txt.gz cannot be read: "),
+        ("a.txt.gz", gzip.compress(b"one", mtime=0)[:-9], "a.txt.gz cannot be read: "),
         ("a.txt.gz", b"plain", "a.txt.gz cannot be read: "),
         ("a.txt.bz2", bz2.compress(b"one")[:-9], "a.txt.bz2 cannot be read: "),
         ("a.jsonl.xz", lzma.compress(b"one")[:-9], "a.jsonl.xz cannot be read: "),
