@@ -4,13 +4,16 @@ import errno
 import hashlib
 import os
 import shutil
+import sys
 import tempfile
 import uuid
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import IO
+
+from tqdm import tqdm
 
 try:
     import fcntl
@@ -45,7 +48,7 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO]:
             with open(path, mode, encoding=encoding) as file:
                 yield file
             return
-        target = path.resolve()
+        target = _target(path)
         temporary = _neighbour(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -65,7 +68,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     A folder at `path` is replaced; if `path` is a link, its target is. When the block raises, `path` is
     left alone. An OSError with an error number names `path`.
     """
-    target = path.resolve()
+    target = _target(path)
     temporary, outdated = _neighbour(target), _neighbour(target)
     with _naming(path):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -83,6 +86,14 @@ def atomic_folder(path: Path) -> Iterator[Path]:
                 outdated.replace(target)
             shutil.rmtree(temporary, ignore_errors=True)
             shutil.rmtree(outdated, ignore_errors=True)
+
+
+def _target(path: Path) -> Path:
+    """Where the links at `path` lead. Raises ValueError for links that lead to themselves."""
+    target = Path(os.path.realpath(path))
+    if target.is_symlink():
+        raise ValueError(f"{str(path)!r} is a loop of links")
+    return target
 
 
 def remove_folder(path: Path) -> None:
@@ -104,11 +115,14 @@ def locked(folder: Path, wait: bool = True) -> Iterator[None]:
     handle = os.open(folder, os.O_RDONLY)
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise ValueError(f"{str(folder)!r} is in use by another process") from error
+            if not wait:
+                raise ValueError(f"{str(folder)!r} is in use by another process") from error
+            _note_once(f"waiting for another process that uses {str(folder)!r}")
+            fcntl.flock(handle, fcntl.LOCK_EX)
         except OSError as error:
-            _require_unsupported(error, "lock folders: two runs on one folder are not held apart")
+            _require_unsupported(error, folder, "lock folders: runs on one folder are not held apart")
         yield
     finally:
         os.close(handle)
@@ -120,6 +134,8 @@ def require_writable(path: Path) -> None:
         raise ValueError(f"{str(path)!r} cannot be written: it is a folder")
     if not path.exists() or path.is_file():
         _require_neighbours(path)
+    elif not os.access(path, os.W_OK):
+        raise ValueError(f"{str(path)!r} cannot be written: it does not accept writing")
 
 
 def require_replaceable(folder: Path) -> None:
@@ -128,7 +144,7 @@ def require_replaceable(folder: Path) -> None:
     The working folder and its parents are refused, since a shell would stay in the replaced folder;
     so are mount points, which cannot be renamed.
     """
-    target = folder.resolve()
+    target = _target(folder)
     if Path.cwd().is_relative_to(target) or target.is_mount():
         raise ValueError(
             f"{str(folder)!r} cannot be replaced: it is a mount point, or the working folder is in it; "
@@ -139,7 +155,7 @@ def require_replaceable(folder: Path) -> None:
 
 def _require_neighbours(path: Path) -> None:
     """Create the folder of `path`. Raise ValueError, naming `path`, unless it takes new files."""
-    folder = path.resolve().parent
+    folder = _target(path).parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -164,16 +180,21 @@ def _sync(path: Path) -> None:
     except OSError as error:
         if not path.is_dir():
             raise
-        _require_unsupported(error, "flush folders: a power failure may lose the newest files")
+        _require_unsupported(error, path, "flush folders: a power failure may lose the newest files")
     finally:
         os.close(handle)
 
 
-def _require_unsupported(error: OSError, what: str) -> None:
-    """Warn of what a file system cannot do; raise an error that says something else."""
+def _require_unsupported(error: OSError, path: Path, what: str) -> None:
+    """Say once what a file system cannot do; raise an error that says something else."""
     if error.errno not in _UNSUPPORTED:
-        raise error
-    warnings.warn(f"this file system cannot {what}", stacklevel=1)
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    _note_once(f"this file system cannot {what}")
+
+
+@cache
+def _note_once(text: str) -> None:
+    tqdm.write(text, file=sys.stderr)  # above the progress bar, if there is one
 
 
 @contextmanager

@@ -54,9 +54,9 @@ def stream(
 def _steps(
     model: GPT, prompts: Sequence[Sequence[int]], new_tokens: int, pick: Callable[[Tensor], Tensor]
 ) -> Iterator[list[int]]:
-    device, cache = model.device, model.new_cache(len(prompts))
     lengths = [len(prompt) for prompt in prompts]
     longest = max(lengths)
+    device, cache = model.device, model.new_cache(len(prompts), longest + new_tokens)
     # A short prompt is filled up with its own last id, whose rows are read anyway.
     padded = [[*prompt, *prompt[-1:] * (longest - len(prompt))] for prompt in map(list, prompts)]
     idx = torch.tensor(padded, device=device)

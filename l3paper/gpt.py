@@ -351,10 +351,10 @@ class GPT(nn.Module):
         for layer in self.l3_layers.values():
             layer.set_bounds(bounds)
 
-    def new_cache(self, batch_size: int) -> KVCache:
-        """An empty cache for `hidden_states`."""
+    def new_cache(self, batch_size: int, length: int | None = None) -> KVCache:
+        """An empty cache for `hidden_states`, of `length` tokens per sequence or sequence_len."""
         c = self.config
-        sizes = c.n_layer, batch_size, c.n_kv_head, c.sequence_len, c.head_dim
+        sizes = c.n_layer, batch_size, c.n_kv_head, length or c.sequence_len, c.head_dim
         looks_back = [name for name, layer in self.rivals.items() if isinstance(layer, Engram)]
         return KVCache(*sizes, self.device, self.wte.weight.dtype, looks_back, c.n_embd)
 

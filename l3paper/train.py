@@ -371,9 +371,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run = train(config, checkpoints=checkpoints)
     if not is_rank_zero():
         return 0
-    write_record(path, run.record)
-    if given.save:
-        save_model(given.save, run.model, run.corpus.tokenizer)
+    try:
+        if given.save:
+            save_model(given.save, run.model, run.corpus.tokenizer)
+    finally:
+        write_record(path, run.record)
     print(report.report(run.record))
     print(f"record: {path}")
     if given.save:

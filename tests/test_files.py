@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from l3paper.files import (
+    _note_once,
     atomic_folder,
     atomic_write,
     cache_folder,
@@ -245,10 +246,11 @@ def is_folder(handle):
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
-def test_a_file_system_that_cannot_flush_folders_is_warned_of(tmp_path, monkeypatch, number):
+def test_a_file_system_that_cannot_flush_folders_is_noted(tmp_path, monkeypatch, capsys, number):
+    _note_once.cache_clear()
     monkeypatch.setattr(os, "fsync", failing(os.fsync, number, is_folder))
-    with pytest.warns(UserWarning, match="cannot flush folders"):
-        fill(tmp_path / "a", "text")
+    fill(tmp_path / "a", "text")
+    assert capsys.readouterr().err.startswith("this file system cannot flush folders: a power")
     assert content(tmp_path) == {"a/part": b"text"}
     monkeypatch.setattr(os, "fsync", failing(os.fsync, errno.EIO, is_folder))
     with pytest.raises(OSError, match=f"Input/output error: '{tmp_path / 'c'}'"):
@@ -264,9 +266,19 @@ def test_files_that_cannot_be_flushed_are_errors(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.EBADF, errno.ENOLCK])
-def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, number):
+def test_a_file_system_without_locks_is_noted_once(tmp_path, monkeypatch, capsys, number):
+    _note_once.cache_clear()
     monkeypatch.setattr(fcntl, "flock", failing(fcntl.flock, number))
-    with pytest.warns(UserWarning, match="two runs on one folder are not held apart"), locked(tmp_path):
+    for _ in range(2):
+        with locked(tmp_path):
+            pass
+    said = capsys.readouterr().err
+    assert said == "this file system cannot lock folders: runs on one folder are not held apart\n"
+
+
+def test_another_error_of_a_lock_names_the_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(fcntl, "flock", failing(fcntl.flock, errno.EACCES))
+    with pytest.raises(PermissionError, match=tmp_path.name), locked(tmp_path):
         pass
 
 
@@ -299,3 +311,17 @@ def test_a_lock_lets_one_process_in_at_a_time(tmp_path):
     runs = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
     stays = sorted(tuple(map(float, run.communicate()[0].split())) for run in runs)
     assert all(first[1] <= second[0] for first, second in pairwise(stays))
+
+
+def test_a_loop_of_links_is_refused_in_one_line(tmp_path):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for use in (require_writable, require_replaceable, lambda path: write(path, "text")):
+        with pytest.raises((ValueError, OSError), match="loop"):
+            use(tmp_path / "loop")
+
+
+def test_what_accepts_no_writing_is_refused_beforehand(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
+    with pytest.raises(ValueError, match="pipe' cannot be written: it does not accept writing"):
+        require_writable(tmp_path / "pipe")

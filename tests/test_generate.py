@@ -175,6 +175,15 @@ def test_no_new_tokens_are_read_from_a_file_either(saved, capsys):
     assert call(capsys, saved(WITH_L3), *flags) == (0, "the\n", "")
 
 
+def test_the_cache_is_as_long_as_the_text_and_not_as_the_context():
+    model = make_model(replace(DENSE, sequence_len=2**20), torch.float32)
+    taken = []
+    new_cache = model.new_cache
+    model.new_cache = lambda *sizes: taken.append(new_cache(*sizes)) or taken[0]
+    generate(model, [[1, 2, 3], [4]], 5, temperature=0)
+    assert taken[0].keys.shape[2] == 8
+
+
 def test_cache_refuses_more_than_it_holds():
     model = make_model(DENSE)
     cache = model.new_cache(1)

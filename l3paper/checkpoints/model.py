@@ -5,7 +5,9 @@ loaded may come from a stranger: see `l3paper.checkpoints.stored`. Its `sums.jso
 not authenticate.
 """
 
+import errno
 import json
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -59,12 +61,12 @@ def require_place(folder: Path, others: Iterable[Path] = ()) -> None:
 
     The folder must be new, empty, or that of a saved model; none of `others` may be inside.
     """
-    folder = folder.absolute()
+    target = Path(os.path.realpath(folder))
     known = {*FILES, "sums.json"}
-    if folder.exists() and not (folder.is_dir() and {f.name for f in folder.iterdir()} <= known):
+    if target.exists() and not (target.is_dir() and {f.name for f in target.iterdir()} <= known):
         raise ValueError(f"{str(folder)!r} cannot be replaced by a model: it holds something else")
     for other in others:
-        if other.absolute().is_relative_to(folder):
+        if Path(os.path.realpath(other)).is_relative_to(target):
             raise ValueError(f"{str(folder)!r} is for a model alone; {str(other)!r} cannot be inside")
     require_replaceable(folder)
 
@@ -98,7 +100,8 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     try:
         save_file(tensors, path)
     except SafetensorError as error:
-        raise OSError(f"{str(path)!r} cannot be written: {error}") from error
+        raise OSError(errno.EIO, str(error), str(path)) from error
+    path.chmod(path.parent.stat().st_mode & 0o666)  # the library lets nobody else read it
 
 
 def load_model(folder: Path, device: torch.device, tables: str = "resident") -> tuple[GPT, Tokenizer]:

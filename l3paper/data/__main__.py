@@ -31,10 +31,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         documents = open_source(given.data, given.data_bytes)
         split = plan_split(documents)
         print(f"{documents.name}: {len(split.names):,} documents, {split.sizes.sum():,} characters")
-        print(documents.left_out or "no file is left out")
+        if documents.left_out:
+            print(documents.left_out)
         print(describe(split, documents))
         return 0
-    if given.file is None or given.file.suffix != ".npz":
+    if given.file is None:
+        raise ValueError("file is missing: its name must end in .npz, or give --describe")
+    if given.file.suffix != ".npz":
         raise ValueError(f"file is {str(given.file)!r}; its name must end in .npz")
     files.require_writable(given.file)
     corpus = load_corpus(given.data, given.vocab_size, given.data_bytes)

@@ -79,7 +79,7 @@ def checked_text(value: object, where: str, limit: int = MAX_DOCUMENT) -> str:
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"{where}: not UTF-8 text: {error}") from error
+        raise ValueError(f"{where}: not UTF-8 text, at character {error.start + 1}") from error
     return value
 
 

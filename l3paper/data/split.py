@@ -5,6 +5,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import numpy as np
 
@@ -33,12 +34,11 @@ class Split:
 
         A document that is on both sides is cut at a line end, if there is one nearby.
         """
-        for document, name, size, kept in zip(
-            documents, self.names, self.sizes, self.kept, strict=True
-        ):
+        again = zip_longest(documents, self.names, self.sizes, self.kept)
+        for document, name, size, kept in again:
+            if document is None or document.name != name or len(document.text) != size:
+                raise ValueError(f"{name or 'the text'} has changed since it was read first")
             text = document.text
-            if document.name != name or len(text) != size:
-                raise ValueError(f"{name} has changed since it was read first")
             if 0 < kept < size:
                 kept = text.rfind("\n", max(0, kept - (size - kept) // 5), kept) + 1 or kept
                 yield TRAIN, Document(name, text[:kept])
@@ -56,9 +56,10 @@ def plan_split(documents: Iterable[Document]) -> Split:
 
     If names of files put some on the validation side and others not, that is the split. Otherwise a
     twentieth of the text, give or take a hundredth, is held out: in the order of a hash of their
-    names, documents are held out until they are that much, but never near copies, nor one that would
-    take that side past 6 %. If less than 4 % is held out then, the first that is long enough loses
-    its end to that side. Raises ValueError if nothing can be held out.
+    names, documents are held out until they are that much. Never held out are near copies, files that
+    are named for training beside others, and a document that would take that side past 6 %. If less
+    than 4 % is held out then, the first that is long enough loses its end to that side. Raises
+    ValueError if nothing can be held out.
     """
     names, sizes, lines, hashes, characters = ([], *(array("q") for _ in range(4)))
     for name, text in documents:
@@ -74,15 +75,22 @@ def plan_split(documents: Iterable[Document]) -> Split:
     owners = np.repeat(np.arange(len(names)), lines)
     sizes = np.array(sizes)
     near_copies = 2 * np.bincount(owners, shared, len(names)) > sizes
-    held_out = np.array([named_side(name.rpartition("#")[0]) == VALIDATION for name in names])
+    held_out = np.array([_side(name) == VALIDATION for name in names])
     by_name = bool(held_out.any() and not held_out.all())
     kept = np.where(held_out, 0, sizes) if by_name else _hold_out(names, sizes, near_copies)
     return Split(names, sizes, near_copies, kept, by_name)
 
 
+def _side(document: str) -> str | None:
+    """The side that the name of the document's file names, if it does."""
+    return named_side(document.rpartition("#")[0])
+
+
 def _hold_out(names: list[str], sizes: np.ndarray, near_copies: np.ndarray) -> np.ndarray:
     total, size, kept = sizes.sum(), 0, sizes.copy()
-    by_hash = sorted(np.flatnonzero(~near_copies), key=lambda i: name_hash("split", names[i]))
+    sides = [_side(name) for name in names]
+    free = ~near_copies & (all(side == TRAIN for side in sides) | (np.array(sides) != TRAIN))
+    by_hash = sorted(np.flatnonzero(free), key=lambda i: name_hash("split", names[i]))
     for i in by_hash:
         if size < 0.05 * total and size + sizes[i] <= 0.06 * total:
             kept[i] = 0

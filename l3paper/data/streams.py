@@ -2,6 +2,7 @@
 
 import hashlib
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -103,13 +104,16 @@ def load_corpus(
     version = tokenizers.__version__  # another one may train another tokenizer
     key = hashlib.sha256(f"{_FORMAT} {version} {sha256} {vocab_size}".encode()).hexdigest()[:24]
     path = (cache or files.cache_folder()) / f"{key}.npz"
-    with files.locked(path.parent):  # a second process waits for the first, and finds its result
+    # A second process that needs this text waits for the first, and finds its result.
+    with nullcontext() if path.exists() else files.locked(path.parent):
         if path.exists():
             try:
                 return replace(_unpack(path, vocab_size), name=documents.name)
             except ValueError as error:
                 print(f"the cache is not usable ({error}): making it again", file=sys.stderr)
         split = plan_split(documents)
+        if split.by_name:
+            print("held out: the documents whose file names say so", file=sys.stderr)
         tokenizer = train_tokenizer(split.texts(documents, TRAIN), vocab_size)
         streams = (
             encode_documents(tokenizer, split.texts(documents, side)) for side in (TRAIN, VALIDATION)

@@ -137,3 +137,18 @@ def test_a_twentieth_of_the_standard_library_is_held_out_and_no_near_copy():
     for name, text in held_out:
         lines = [x for x in text.split("\n") if len(x.strip()) >= 9 and having[x.strip()] > 1]
         assert sum(map(len, lines)) <= len(text) / 2, name
+
+
+def test_a_file_named_for_training_is_never_held_out():
+    sizes = {"train.txt#0": 15_000, "extra.txt#0": 300_000, "more.txt#0": 14_000}
+    documents = [Document(name, (name + " ") * (size // 12)) for name, size in sizes.items()]
+    train, held_out = divide(documents)
+    assert "train.txt#0" in names(train)
+    assert held_out
+
+
+def test_a_text_that_grows_between_two_readings_is_refused():
+    split = plan_split(HUNDRED)
+    for changed in (HUNDRED[:-1], [*HUNDRED, Document("new", "text")]):
+        with pytest.raises(ValueError, match="has changed since it was read first"):
+            list(split.divide(changed))
