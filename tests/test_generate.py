@@ -8,7 +8,7 @@ import torch
 
 from helpers import flip
 from l3paper import GPT, GPTConfig, allocation_to_bounds
-from l3paper.checkpoints.model import TABLES, load_model, save_model
+from l3paper.checkpoints.model import TABLES, load_model, require_place, save_model
 from l3paper.data.tokenizer import train_tokenizer
 from l3paper.generate import LEAST, choose, generate, main
 
@@ -306,3 +306,11 @@ def test_saving_replaces_a_model_and_leaves_nothing_behind(saved):
     model, _ = load_model(saved(WITH_L3), CPU)
     assert model.config == WITH_L3
     assert sorted(path.name for path in folder.parent.iterdir()) == before
+
+
+def test_what_links_lead_into_the_model_s_folder_is_not_lost(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    for folder, other in (("link", "real/record.json"), ("real/../real", "link/steps")):
+        with pytest.raises(ValueError, match="is for a model alone"):
+            require_place(tmp_path / folder, [tmp_path / other])
