@@ -41,7 +41,7 @@ class Accounting:
     @property
     def active_parameters(self) -> float:
         """Parameters that one token uses: of the tables its own rows, of the experts its own choice."""
-        tables = self.parameters["l3 tables"] + self.parameters["rival tables"]
+        tables = self.parameters["l3 tables"] + self.parameters.get("rival tables", 0)
         used = self.total_parameters - tables - self.idle_expert_parameters + self.rival_used
         return used + self.l3_layers * self.mean_rows * self.row_numbers
 
@@ -99,9 +99,14 @@ def account(config: GPTConfig, mean_rows: float = 0.0, sequence_len: int | None 
         "attention projections": layers * (2 * c * c + 2 * c * kv_width),
         **mlps,
         "l3 projections": l3_layers * _l3_projections(config.l3_variant, c, d_emb, d_up),
-        "rival projections": rivals * _rival_projections(config),
         "head": c * config.vocab_size,
     }
+    rival_tables = {}
+    if rivals:
+        matrices["rival projections"] = rivals * _rival_projections(config)
+        rival_tables = {"rival tables": rivals * rival_rows * config.rival_d_emb}
+    if config.rival == "engram":
+        rival_tables["convolution"] = rivals * KERNEL * c
     flops = {name: 2.0 * size for name, size in matrices.items()}
     if config.n_experts:
         flops["experts"] -= 2.0 * idle
@@ -110,8 +115,7 @@ def account(config: GPTConfig, mean_rows: float = 0.0, sequence_len: int | None 
             "embedding": c * config.vocab_size,
             **matrices,
             "l3 tables": l3_layers * config.l3_n_emb * row_numbers,
-            "rival tables": rivals * rival_rows * config.rival_d_emb,
-            "convolution": rivals * KERNEL * c if config.rival == "engram" else 0,
+            **rival_tables,
         },
         flops={
             **flops,
