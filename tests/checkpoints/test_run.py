@@ -322,8 +322,8 @@ def test_loss_on_held_out_text_that_is_not_finite_says_so(config, tmp_path):
     def spoil(run, step):
         """From step 3 on, the model is spoilt whenever it evaluates."""
         if step == 3:
-            run.forward.register_forward_hook(
-                lambda model, inputs, loss: loss if torch.is_grad_enabled() else math.inf * loss
+            run.model.blocks[0].register_forward_hook(
+                lambda block, inputs, x: x if torch.is_grad_enabled() else math.inf * x
             )
 
     with pytest.raises(Diverged, match="step 3 diverged: the held-out loss after it is not finite"):
@@ -464,7 +464,8 @@ def test_full_disk_leaves_nothing_half_written(config, tmp_path, flag):
     words = [sys.executable, "-c", script, *flags_of(config), *places]
     done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 2
-    assert "cannot be written" in done.stderr
+    assert "File too large" in done.stderr
+    assert str(tmp_path / "new") in done.stderr
     assert "Traceback" not in done.stderr
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "r.json"]
 

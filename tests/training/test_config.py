@@ -76,7 +76,6 @@ def test_every_setting_has_its_flag():
         compile=True,
         eval_every=10,
         eval_tokens=11,
-        words="b.txt",
         seed=12,
         device="cpu",
     )

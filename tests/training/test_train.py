@@ -98,9 +98,9 @@ def test_record_describes_its_run(run_of, tiny, kind):
         "validation_tokens": len(corpus.validation),
         "unigram_entropy": corpus.unigram_entropy(),
     }
-    assert [e["step"] for e in record["evaluations"]] == [0, 3, 6, 8]
-    assert [e["tokens"] for e in record["evaluations"]] == [0, 192, 384, 512]
-    assert [e["everything"] for e in record["evaluations"]] == [False, False, False, True]
+    assert [e["step"] for e in record["evaluations"]] == [0, 3, 6, 8, 8]
+    assert [e["tokens"] for e in record["evaluations"]] == [0, 192, 384, 512, 512]
+    assert [e["everything"] for e in record["evaluations"]] == [False, False, False, False, True]
     assert [point["step"] for point in record["train_loss"]] == list(range(1, 9))
     assert record["tokens_per_second"] > 0
     assert record["seconds"] > 0
