@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from l3paper.errors import command
+from l3paper.experiments import verdicts
 from l3paper.experiments.claims import table
 from l3paper.records import RECORDS, for_stdout
 
@@ -14,13 +15,17 @@ PROGRAM = "python -m l3paper.claims"
 @command(PROGRAM)
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table of claims; ValueError if there are no records to hold them against."""
-    argparse.ArgumentParser(PROGRAM, description=__doc__).parse_args(arguments)
+    parser = argparse.ArgumentParser(PROGRAM, description=__doc__)
+    parser.add_argument(
+        "--anew", action="store_true", help="the claims that the runs being made anew decide"
+    )
+    flags = parser.parse_args(arguments)
     if not any(RECORDS.glob("**/*.json")):
         raise ValueError(
             f"there are no records in {str(RECORDS)!r}: run this in a checkout, which holds the "
             "recorded runs, or record your own with python -m l3paper.experiments"
         )
-    print(for_stdout(table()))
+    print(for_stdout(verdicts.table() if flags.anew else table()))
 
 
 if __name__ == "__main__":

@@ -262,6 +262,7 @@ EXPERIMENTS = {
             "no cap": {"l3_k_max": base.l3_n_emb},
         },
         shared_search=True,
+        seeds=5,
     ),
     "rows": Experiment(
         "How does the gain grow with the rows of the table?",
@@ -277,6 +278,7 @@ EXPERIMENTS = {
         "ablations",
         lambda base: {"tied": {}, "untied": {"l3_untied": True}},
         shared_search=True,
+        seeds=8,
     ),
     "placement": Experiment(
         "Behind which block does the layer belong?",
@@ -305,6 +307,7 @@ EXPERIMENTS = {
             **{f"{n} x width": {"l3_d_up": n * base.n_embd} for n in (1, 8)},
         },
         shared_search=True,
+        seeds=5,
     ),
     "parts": Experiment(
         "Which parts of the layer are needed?",
@@ -313,6 +316,7 @@ EXPERIMENTS = {
             name.replace("-", " ") or "as published": {"l3_variant": name} for name in VARIANTS
         },
         shared_search=True,
+        seeds=5,
     ),
     "tokens": Experiment(
         "When does it pay: after how many tokens?",

@@ -76,7 +76,7 @@ def results(
     seeds: int | None = None,
     folder: Path = FIRST_RUNS,
 ) -> dict[str, Family]:
-    """Read the families of a recorded experiment; `seeds` is the experiment's own number by default.
+    """Read the families of a recorded experiment; `seeds` is the planned number by default.
 
     Raises MissingRun, a ValueError, if a run is not recorded yet.
     """
@@ -84,7 +84,10 @@ def results(
     read = partial(read_runs, folder=folder)
     return {
         family: read_family(
-            config, experiment.searched(config, preset), seeds or experiment.seeds_of(family), read
+            config,
+            experiment.searched(config, preset),
+            seeds or (3 if folder == FIRST_RUNS else experiment.seeds_of(family)),
+            read,
         )
         for family, config in experiment.configs(preset, data).items()
     }

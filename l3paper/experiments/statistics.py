@@ -255,8 +255,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return np.minimum(adjusted, 1).tolist()
 
 
-def verdicts(table: Sequence[Evidence], level: float = LEVEL) -> list[Verdict]:
+def verdicts(table: Sequence[Evidence | None], level: float = LEVEL) -> list[Verdict]:
     """Return the verdict on every claim of a table, at `level` for all of them together.
+
+    A claim on which there is no evidence yet, None, has the p value 1: it is counted all the same, so
+    that verdicts stay when evidence on others comes in.
 
     Holm's procedure corrects the two-sided p values, and a rejected row takes the side of its smaller
     p value. This is valid. If the true gain is exactly on a claim's limit, both verdicts are wrong; the
@@ -268,7 +271,7 @@ def verdicts(table: Sequence[Evidence], level: float = LEVEL) -> list[Verdict]:
         Verdict(UNDECIDED, p)
         if p > level
         else Verdict(AGREES if row.p_agrees < row.p_disagrees else DISAGREES, p)
-        for row, p in zip(table, holm([row.p for row in table]), strict=True)
+        for row, p in zip(table, holm([row.p if row else 1.0 for row in table]), strict=True)
     ]
 
 

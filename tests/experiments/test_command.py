@@ -204,7 +204,7 @@ def test_killed_experiment_ends_with_the_same_records(text_file, tmp_path, monke
 
 def test_stopped_experiment_leaves_checkpoints_and_one_line(text_file, tmp_path, monkeypatch):
     monkeypatch.setenv("L3_CACHE", str(tmp_path / "cache"))
-    process = start(text_file, tmp_path / "runs", steps=10**6)
+    process = start(text_file, tmp_path / "runs", steps=20_000)
     unfinished = tmp_path / "cache" / "unfinished"
     wait_for(process, lambda: len({path.parent for path in unfinished.glob("*/run/step-*")}) == 2)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers as well

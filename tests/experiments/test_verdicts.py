@@ -1,0 +1,103 @@
+"""The claims in their own strength, on records that are made up."""
+
+import numpy as np
+import pytest
+
+from l3paper.experiments import verdicts
+from l3paper.experiments.catalogue import EXPERIMENTS, SMALL
+from l3paper.experiments.runs import MissingRun
+from l3paper.experiments.search import Family
+from l3paper.experiments.statistics import AGREES, DISAGREES, UNDECIDED
+
+TOKENS = [100, 300, 50, 250]
+
+
+def family(name, mean, seeds, noise=0.002):
+    """Runs whose losses are around `mean`."""
+    runs = []
+    for seed in range(seeds):
+        draws = np.random.default_rng([seed, *name.encode()]).standard_normal(4)
+        losses = mean + noise * draws
+        nats = (losses * TOKENS).tolist()
+        last = {"loss": sum(nats) / sum(TOKENS), "documents": {"tokens": TOKENS, "nats": nats}}
+        runs.append(
+            {"config": {"seed": seed}, "evaluations": [{}, {"loss": mean + noise * draws[0]}, last]}
+        )
+    return Family({}, runs)
+
+
+MEANS = {
+    "rivals": {
+        "L3": 3.50, "dense": 3.56, "dense, longer": 3.52, "dense, wider": 3.54, "dense, deeper": 3.54,
+        "MLP in place": 3.55, "MoE": 3.50, "Engram": 3.44, "per-layer embedding": 3.53,
+        "L3, two layers": 3.48,
+    },
+    "many_rows": {"LZW": 3.45, "uniform": 3.46, "frequency": 3.46, "MoE": 3.5},
+    "tying": {"tied": 3.50, "untied": 3.501},
+    "places": {
+        "after 0": 3.52, "after 1": 3.5, "after 2": 3.51, "after 3": 3.49, "two of half the rows": 3.511
+    },
+}  # fmt: skip
+
+
+@pytest.fixture
+def made_up(monkeypatch):
+    """Records of four experiments on English; the others are missing."""
+
+    def results(experiment, data, folder):
+        if experiment not in MEANS or data == verdicts.SOURCE:
+            raise MissingRun("not yet")
+        planned = EXPERIMENTS[experiment]
+        return {
+            name: family(name, mean, planned.seeds_of(name)) for name, mean in MEANS[experiment].items()
+        }
+
+    monkeypatch.setattr(verdicts, "results", results)
+
+
+def test_every_claim_gets_the_verdict_of_its_records(made_up):
+    head, *rows = verdicts.table()
+    assert len(rows) == len(verdicts.CLAIMS)
+    assert all(len(row) == len(head) for row in rows)
+    said = {row[0]: row[-1].partition(",")[0] for row in rows}
+    assert said["L3 is better than a model of wider MLPs, of equal operations"] == AGREES
+    assert said["L3 is better than an Engram layer of equal operations and parameters"] == DISAGREES
+    assert said["L3 is better than an MoE of equal operations and parameters"] == UNDECIDED
+    assert said["Uniform rows lose nearly all of the gain"] == DISAGREES  # they keep 0.10 of 0.11
+    assert said["Keys and values may share a table"] == AGREES
+    assert said["The middle is better than the first place"] == AGREES
+    assert said["The middle is better than the last place"] == DISAGREES
+    assert said["A cap of 64 rows costs nothing"] == verdicts.OPEN
+    assert said["On source code: L3 is better than MoE"] == verdicts.OPEN
+
+
+def test_undecided_rows_say_how_many_seeds_would_decide(made_up):
+    (row,) = [row for row in verdicts.table() if "MoE of equal" in row[0]]
+    assert "seeds would decide" in row[-1]
+
+
+def test_plain_gains_have_an_interval_over_documents_too(made_up):
+    for claim, row in zip(verdicts.CLAIMS, verdicts.table()[1:], strict=True):
+        assert bool(row[3]) == (claim.families is not None and row[-1] != verdicts.OPEN)
+
+
+def test_verdicts_stay_when_other_records_come_in(made_up, monkeypatch):
+    before = {row[0]: row for row in verdicts.table()}
+    monkeypatch.setitem(MEANS, "k_max", {"k = 64": 3.5, "no cap": 3.5005})
+    after = {row[0]: row for row in verdicts.table()}
+    changed = {text for text in before if before[text][2] != after[text][2]}
+    assert changed == {"A cap of 64 rows costs nothing"}
+
+
+def test_families_that_claims_name_are_in_the_catalogue():
+    named = {
+        "rivals": set(MEANS["rivals"]),
+        "many_rows": set(MEANS["many_rows"]),
+        "tying": {"tied", "untied"},
+        "places": set(MEANS["places"]),
+        "k_max": {"k = 64", "no cap"},
+        "source": {"L3", "dense, wider", "dense, longer", "MoE", "Engram"},
+    }
+    base = SMALL["laptop"]
+    for experiment, families in named.items():
+        assert families <= EXPERIMENTS[experiment].families(base).keys()
