@@ -89,7 +89,7 @@ def account(config: GPTConfig, mean_rows: float = 0.0, sequence_len: int | None 
     time = config.sequence_len if sequence_len is None else sequence_len
     kv_width = config.n_kv_head * config.head_dim
     d_up, d_emb, row_numbers = config.d_up, config.d_emb, config.row_numbers
-    mlp = layers * 2 * c * config.hidden_width  # or one expert a block
+    mlp = layers * 2 * c * config.hidden_width  # or one expert per block
     if config.n_experts:
         mlps = {"router": layers * c * config.n_experts, "experts": config.n_experts * mlp}
         idle = (config.n_experts - config.experts_per_token) * mlp

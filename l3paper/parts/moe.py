@@ -55,7 +55,7 @@ class MoE(nn.Module):
             )
         self.experts_per_token = experts_per_token
         self.router = nn.Linear(n_embd, n_experts, bias=False)
-        # A matrix an expert, not one tensor for all: Muon makes each matrix orthogonal by itself.
+        # One matrix per expert, not one tensor for all: Muon makes each matrix orthogonal by itself.
         self.c_fc = nn.ParameterList(torch.empty(expert_width, n_embd) for _ in range(n_experts))
         self.c_proj = nn.ParameterList(torch.empty(n_embd, expert_width) for _ in range(n_experts))
         self.auxiliary = self.load = None
