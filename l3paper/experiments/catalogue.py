@@ -183,7 +183,7 @@ EXPERIMENTS = {
             for name, stand_in, setting, beyond in (
                 ("L3", "", "table_lr", []),
                 ("Engram", "engram", "table_lr", [0.1, 0.3]),
-                ("per-layer embedding", "per-layer-embedding", "table_lr", [0.1]),
+                ("per-layer embedding", "per-layer-embedding", "table_lr", [0.1, 0.3]),
                 ("MoE", "moe", "router_lr", []),
             )
             for rate in [*rates(getattr(base, setting)), *beyond]
