@@ -103,9 +103,9 @@ def prediction(missing: list[TrainConfig], recorded: list[dict], jobs: int) -> s
 
     speeds = [r["seconds"] / size(TrainConfig(**r["config"])) for r in recorded if "diverged" not in r]
     if not missing or not speeds:
-        return f"{len(missing)} runs to train"
+        return f"up to {len(missing)} runs to train"
     hours = statistics.median(speeds) * sum(map(size, missing)) / jobs / 3600
-    return f"{len(missing)} runs to train, about {hours:.1f} hours by the {len(speeds)} recorded runs"
+    return f"up to {len(missing)} runs to train, {hours:.1f} hours by the {len(speeds)} recorded runs"
 
 
 def make_run(config: TrainConfig, path: Path) -> None:

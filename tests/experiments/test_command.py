@@ -105,9 +105,9 @@ def test_prediction_scales_recorded_runs():
     recorded = {"seconds": 100, "config": asdict(config)}
     missing = replace(config, n_embd=64, num_iterations=100)
     assert prediction([missing] * 9, [recorded], 2) == (
-        "9 runs to train, about 0.5 hours by the 1 recorded runs"  # 9 times 4 times 100 s, in pairs
+        "up to 9 runs to train, 0.5 hours by the 1 recorded runs"  # 9 times 4 times 100 s, in pairs
     )
-    assert prediction([missing], [], 2) == "1 runs to train"
+    assert prediction([missing], [], 2) == "up to 1 runs to train"
 
 
 def test_missing_run_is_named(tiny, tmp_path):
