@@ -45,9 +45,9 @@ SMALL = {
 """The smallest models that can answer, by preset. Their L3 layer is behind block `depth // 2`, counted
 from 0, and LZW allocates its rows."""
 
-ENGRAM_LR = PER_LAYER_LR = 0.03
+ENGRAM_LR, PER_LAYER_LR = 0.03, 0.1
 """The learning rates of these layers' tables, at width 768: the best of those that the experiment
-`learning_rates` tries, as 0.003 is for L3 tables."""
+`learning_rates` tries on English, as 0.003 is for L3 tables."""
 
 DENSE: Changes = {"l3_after_layers": ""}
 
