@@ -320,14 +320,17 @@ class GPT(nn.Module):
                 layer.reset_parameters(generator(f"l3 {i}"))
             for i, layer in self.rivals.items():
                 layer.reset_parameters(generator(f"rival {i}"))
-        self.set_rotary(self.device)
+        self.set_constants(self.device)
 
-    def set_rotary(self, device: torch.device) -> None:
-        """Compute the angles of all positions, which are not part of a state dict."""
+    def set_constants(self, device: torch.device) -> None:
+        """Compute what is not part of a state dict: angles of positions, places of Engram tables."""
         half = torch.arange(0, self.config.head_dim, 2, device=device)
         position = torch.arange(self.config.sequence_len, device=device)
         angle = torch.outer(position, ROTARY_BASE ** (-half / self.config.head_dim))
         self.cos, self.sin = angle.cos(), angle.sin()  # (sequence_len, head_dim / 2)
+        for layer in self.rivals.values():
+            if isinstance(layer, Engram):
+                layer.set_places(device)
 
     def table_names(self) -> list[str]:
         """The names of the parameters that are L3 tables, as in a state dict."""

@@ -38,6 +38,7 @@ KINDS = {
     "tied": dict(l3_n_emb=500, l3_k_max=16),
     "untied": dict(l3_after_layers="0,1", l3_n_emb=500, l3_untied=True, l3_d_emb=24),
     "moe": dict(l3_n_emb=500, l3_k_max=16, stand_in="moe"),
+    "engram": dict(l3_n_emb=500, l3_k_max=16, stand_in="engram"),
 }
 
 

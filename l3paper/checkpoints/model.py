@@ -138,7 +138,7 @@ def _load(folder: Path, device: torch.device, tables: str) -> tuple[GPT, Tokeniz
     else:
         state |= held
     model.load_state_dict(state, assign=True)
-    model.set_rotary(torch.device("cpu"))
+    model.set_constants(torch.device("cpu"))
     if tables == "offloaded":
         offload_tables(model, device)
     return model.to(device).eval(), tokenizer

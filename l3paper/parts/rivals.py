@@ -123,14 +123,21 @@ class Engram(Rival):
     def __init__(self, n_embd: int, rows: int, d_emb: int):
         super().__init__()
         at_least(1, n_embd=n_embd, d_emb=d_emb)
-        sizes = torch.tensor(table_sizes(rows))
-        self.register_buffer("sizes", sizes.view(len(N_GRAMS), HEADS), persistent=False)
-        self.register_buffer("starts", sizes.cumsum(0).sub(sizes).view(-1, HEADS), persistent=False)
-        self.table = nn.Parameter(torch.empty(int(sizes.sum()), d_emb))
+        self.rows = rows
+        self.register_buffer("sizes", None, persistent=False)  # (len(N_GRAMS), HEADS)
+        self.register_buffer("starts", None, persistent=False)
+        self.table = nn.Parameter(torch.empty(sum(table_sizes(rows)), d_emb))
         self.w_k = nn.Linear(TABLES * d_emb, n_embd, bias=False)
         self.w_v = nn.Linear(TABLES * d_emb, n_embd, bias=False)
         self.convolution = nn.Parameter(torch.empty(KERNEL, n_embd))
+        self.set_places(self.table.device)
         self.reset_parameters()
+
+    def set_places(self, device: torch.device) -> None:
+        """Compute where each table lies in `table`, which is not part of a state dict."""
+        sizes = torch.tensor(table_sizes(self.rows))
+        starts = sizes.cumsum(0) - sizes
+        self.sizes, self.starts = (x.view(-1, HEADS).to(device) for x in (sizes, starts))
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         super().reset_parameters(generator)

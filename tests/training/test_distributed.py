@@ -104,6 +104,7 @@ def alone(text_file):
 
 CASES = [(2, "tied", False), (4, "tied", False), (2, "tied", True), (4, "tied", True)]
 CASES += [(2, "untied", False), (2, "untied", True), (2, "moe", False), (2, "clipped", True)]
+CASES += [(2, "engram", False)]
 CASES += [(2, "in two passes", False), (2, "in two passes", True)]
 
 
@@ -122,7 +123,7 @@ def test_losses_equal_those_of_one_process(alone, text_file, script, tmp_path, p
         dict(model.state_dict()), dict(alone(kind).model.state_dict()), rtol=1e-3, atol=1e-5
     )
     assert record["processes"]["number"] == processes
-    if kind != "moe":
+    if kind not in ("moe", "engram"):
         exchange = exchanged_bytes(
             config_of(kind).model_config(), 8 * 16 // processes, processes, bytes_per_number=8
         )
