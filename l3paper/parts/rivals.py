@@ -12,6 +12,9 @@ layer that adds nothing. `l3paper.costs.equal` chooses their sizes.
 
 import random
 from collections.abc import Callable
+from functools import cache
+from itertools import count, islice
+from math import isqrt
 
 import torch
 import torch.nn.functional as F
@@ -173,21 +176,20 @@ MULTIPLIERS = [random.Random(n).randrange(1, 2**31, 2) for n in range(max(N_GRAM
 """Below 2^31, so that their products with ids stay below 2^62."""
 
 
-def table_sizes(rows: int) -> list[int]:
+@cache
+def table_sizes(rows: int) -> tuple[int, ...]:
     """The sizes of an Engram layer's tables: the TABLES primes that are nearest to rows / TABLES.
 
     Different primes make the hash functions different. Raises ValueError for fewer than 100 rows.
     """
     at_least(100, rows=rows)
-    target = rows / TABLES
-    candidates = range(2, 2 * round(target) + 100)
-    primes = []
-    for number in sorted(candidates, key=lambda n: abs(n - target)):
-        if all(number % divisor for divisor in range(2, int(number**0.5) + 1)):
-            primes.append(number)
-        if len(primes) == TABLES:
-            break
-    return sorted(primes)
+    middle = round(rows / TABLES)
+    outwards = (middle + sign * step for step in count() for sign in (-1, 1)[: 1 + bool(step)])
+    return tuple(sorted(islice(filter(_is_prime, outwards), TABLES)))
+
+
+def _is_prime(number: int) -> bool:
+    return number > 1 and all(number % divisor for divisor in range(2, isqrt(number) + 1))
 
 
 def _before(new: Tensor, fill: float) -> Callable[[int], Tensor]:

@@ -258,6 +258,18 @@ HOSTILE = {
     "a million experts": (sizes(n_experts=2**20), "n_experts = 1048576 need"),
     "width of a million": (sizes(n_embd=2**20), "is of type torch.float32 .*; it must be .* 1048576"),
     "billions of rows": (sizes(l3_n_emb=2**31 - 1), r"kv_weight is .* must be .* \[2147483647, 32"),
+    "an Engram layer of billions": (
+        sizes(rival="engram", rival_after_layers="0", rival_rows=2**31 - 1, rival_d_emb=2**20),
+        "rivals.0.* is missing",
+    ),
+    "an Engram layer without rows": (
+        sizes(rival="engram", rival_after_layers="0", rival_d_emb=4),
+        "rows is 0; it must be at least 100",
+    ),
+    "a rival without a width": (
+        sizes(rival="mlp", rival_after_layers="0"),
+        "d_up is 0; it must be at least 1",
+    ),
     "no L3 layer": (sizes(l3_after_layers=""), "the model has no tensor 'l3_layers"),
     "a size that is a flag": (sizes(n_layer=True), "n_layer is True; it must be of type int"),
     "a size beyond integers": (sizes(vocab_size=10**400), "vocab_size is 1000"),

@@ -109,11 +109,12 @@ def test_hashes_spread_n_grams_over_their_tables():
     assert both < alike / 20  # what collides in one table seldom does in another
 
 
-@pytest.mark.parametrize("rows", [805, 6445, 100_000])
+@pytest.mark.parametrize("rows", [805, 6445, 100_000, 2**31 - 1])
 def test_tables_have_different_primes_that_add_up(rows):
     sizes = table_sizes(rows)
     assert len(set(sizes)) == len(sizes) == TABLES == HEADS * len(N_GRAMS)
     assert all(n % d for n in sizes for d in range(2, math.isqrt(n) + 1))
+    assert list(sizes) == sorted(sizes)
     assert sum(sizes) == pytest.approx(rows, rel=0.01)
 
 
