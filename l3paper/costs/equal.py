@@ -41,7 +41,10 @@ def match_deeper(l3: GPTConfig, mean_rows: float) -> GPTConfig:
 
 
 def match_longer(l3: GPTConfig, mean_rows: float) -> GPTConfig:
-    """The model without L3 layers, to be trained for `more_steps`."""
+    """The model without L3 layers, to be trained for `more_steps`.
+
+    Raises ValueError if `l3` has no L3 layers, or has experts.
+    """
     return _without_l3(l3)
 
 

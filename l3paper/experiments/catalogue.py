@@ -72,6 +72,8 @@ class Experiment:
 
     For ablations, which change little else, and for maps around one point.
     """
+    search_keeps: tuple[str, ...] = ("data", "stand_in")
+    """The settings of a family that its shared search has as well."""
     seeds: int = 3
     more_seeds: dict[str, int] = field(default_factory=dict)
     """The families that have more seeds than the others, and how many."""
@@ -90,7 +92,7 @@ class Experiment:
         """The configuration whose search finds the learning rate of `config`, a family's."""
         if not self.shared_search:
             return config
-        kept = {name: getattr(config, name) for name in ("data", "stand_in")}
+        kept = {name: getattr(config, name) for name in self.search_keeps}
         return replace(self.presets[preset], **kept, **(DENSE if config.kind == "dense" else {}))
 
 
@@ -129,6 +131,7 @@ def rivals(base: TrainConfig) -> dict[str, Changes]:
 
 
 def only(families: dict[str, Changes], *names: str) -> dict[str, Changes]:
+    """Some of the families, in this order."""
     return {name: families[name] for name in names}
 
 
@@ -213,6 +216,7 @@ EXPERIMENTS = {
             for name, changes in only(rivals(base), "L3", "dense", "dense, wider", "Engram").items()
         },
         shared_search=True,
+        search_keeps=("data", "stand_in", "table_lr"),  # so that it is the search of `rivals`
     ),
     "places": Experiment(
         "Behind which block does the layer belong, and may two in the middle share its rows?",

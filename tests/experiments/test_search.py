@@ -92,9 +92,16 @@ def test_a_shared_search_is_made_with_the_presets_own_model(name):
         searched = experiment.searched(config, "laptop")
         assert searched.kind == config.kind
         if experiment.shared_search:
-            assert replace(searched, stand_in="") in (preset, replace(preset, **DENSE))
+            own = replace(searched, stand_in="", table_lr=preset.table_lr)
+            assert own in (preset, replace(preset, **DENSE))
         else:
             assert searched == config
+
+
+def test_long_runs_take_the_rates_that_the_search_of_the_rivals_found():
+    long, rivals = EXPERIMENTS["long"], EXPERIMENTS["rivals"]
+    searched = {long.searched(c, "laptop") for c in long.configs("laptop", "stdlib").values()}
+    assert searched <= {*rivals.configs("laptop", "stdlib").values()}
 
 
 @NAMES
