@@ -54,17 +54,20 @@ def execute(path: Path) -> float:
 
 
 def solutions(notebook: NotebookNode) -> list[str]:
-    """The folded solutions of the exercises, each followed by a call of its checker.
+    """The folded solutions of the exercises, each followed by its call of `check`.
 
-    Exercise N is a cell that sets `attempt_N = None` and defines `check_N(answer)`, which asserts.
+    The cell of an exercise sets `attempt_N = None` and ends with `check("0X.N", attempt_N)`, which may
+    have more arguments (`l3paper.notebooks.exercises`).
     """
     prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    code = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
     blocks = re.findall(
         r"<summary>Solution</summary>(?:(?!</details>).)*?```python\n(.*?)```", prose, re.DOTALL
     )
+    calls = re.findall(r'^check\("[\d.]+", attempt_\d+.*\)$', code, re.MULTILINE)
     return [
-        f"{block}\nassert attempt_{n} is not None\ncheck_{n}(attempt_{n})"
-        for n, block in enumerate(blocks, start=1)
+        f"{block}\nassert attempt_{n} is not None\n{call}"
+        for n, (block, call) in enumerate(zip(blocks, calls, strict=True), start=1)
     ]
 
 

@@ -1,12 +1,13 @@
 """One style for every figure and table, and the one place that saves figures.
 
-`save` writes files only if $L3_FIGURES names a folder, as in `make figures`: running a notebook, or
-its test, leaves the committed figures alone.
+`save` and `save_animation` write files only if $L3_FIGURES names a folder, as in `make figures`:
+running a notebook, or its test, leaves the committed figures alone. What a figure shows is drawn in
+`l3paper.notebooks.drawings`.
 """
 
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,12 @@ DENSE, L3 = COLOURS[0], COLOURS[1]
 
 MARKERS = "osD^vPX"
 
+DPI = 82
+"""Pixels per inch at which a notebook shows a figure; images have twice as many, for sharp screens."""
+
 _STYLE = {
-    "figure.dpi": 82,
-    "savefig.dpi": 82,
+    "figure.dpi": DPI,
+    "savefig.dpi": 2 * DPI,
     "figure.constrained_layout.use": True,
     "font.size": 12,
     "axes.titlesize": 13,
@@ -61,16 +65,45 @@ def save(fig: Figure, name: str) -> None:
     Both get the same image, reduced to tints of COLOURS: a quarter of the usual size, which keeps
     notebooks small.
     """
-    raw, small = io.BytesIO(), io.BytesIO()
+    small = io.BytesIO()
+    image = _image(fig)
+    image.save(small, format="png", optimize=True)
+    _write(f"{name}.png", small.getvalue())
+    if get_ipython() is not None:
+        display(NotebookImage(small.getvalue(), width=image.width // 2))
+
+
+def save_animation(figs: Iterable[Figure], name: str, seconds: float = 1.0) -> None:
+    """Write $L3_FIGURES/NAME.gif, if that is set: figures of one size, `seconds` each, in a loop.
+
+    A notebook shows the file by a link in its prose, since not every viewer shows a GIF in an output.
+    """
+    frames = [_image(fig) for fig in figs]
+    moving = io.BytesIO()
+    frames[0].save(
+        moving,
+        format="gif",
+        save_all=True,
+        append_images=frames[1:],
+        duration=round(1000 * seconds),
+        loop=0,
+        optimize=False,
+    )
+    _write(f"{name}.gif", moving.getvalue())
+
+
+def _image(fig: Figure) -> Image.Image:
+    """The figure as an image of few colours; closes it."""
+    raw = io.BytesIO()
     fig.savefig(raw, format="png")
     plt.close(fig)
-    image = Image.open(raw).convert("RGB").quantize(palette=_tints(), dither=Image.Dither.NONE)
-    image.save(small, format="png", optimize=True)
+    return Image.open(raw).convert("RGB").quantize(palette=_tints(), dither=Image.Dither.NONE)
+
+
+def _write(name: str, content: bytes) -> None:
     if folder := os.environ.get("L3_FIGURES"):
-        with atomic_write(Path(folder) / f"{name}.png", "wb") as file:
-            file.write(small.getvalue())
-    if get_ipython() is not None:
-        display(NotebookImage(small.getvalue()))
+        with atomic_write(Path(folder) / name, "wb") as file:
+            file.write(content)
 
 
 def _tints() -> Image.Image:

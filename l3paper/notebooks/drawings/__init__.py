@@ -1,0 +1,1 @@
+"""The figures of the notebooks, one module per notebook: functions from numbers to a figure."""
