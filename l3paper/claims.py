@@ -5,8 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from l3paper.errors import command
-from l3paper.experiments import verdicts
-from l3paper.experiments.claims import table
+from l3paper.experiments.claims import short_table, table
 from l3paper.records import RECORDS, for_stdout
 
 PROGRAM = "python -m l3paper.claims"
@@ -16,16 +15,14 @@ PROGRAM = "python -m l3paper.claims"
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table of claims; ValueError if there are no records to hold them against."""
     parser = argparse.ArgumentParser(PROGRAM, description=__doc__)
-    parser.add_argument(
-        "--anew", action="store_true", help="the claims that the runs being made anew decide"
-    )
+    parser.add_argument("--short", action="store_true", help="the claims that the README shows")
     flags = parser.parse_args(arguments)
     if not any(RECORDS.glob("**/*.json")):
         raise ValueError(
             f"there are no records in {str(RECORDS)!r}: run this in a checkout, which holds the "
             "recorded runs, or record your own with python -m l3paper.experiments"
         )
-    print(for_stdout(verdicts.table() if flags.anew else table()))
+    print(for_stdout(short_table() if flags.short else table()))
 
 
 if __name__ == "__main__":

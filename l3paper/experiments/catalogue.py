@@ -4,6 +4,7 @@ A family is one configuration, repeated over seeds at the learning rate that a s
 that are equal in two experiments are trained once.
 """
 
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -53,6 +54,9 @@ DENSE: Changes = {"l3_after_layers": ""}
 
 ENGLISH = "english (public domain).txt"
 """The text of the records on English prose; figures/data/english.md lists its sources."""
+
+TEXT = os.environ.get("L3_TEXT") or ENGLISH
+"""The text whose records carry the claims: the reader's own, if $L3_TEXT names it."""
 
 ENGLISH_TOKENS = "english-16384.npz"
 """More text of the same kind, tokenized for the runs on a GPU."""

@@ -1,223 +1,330 @@
-"""The paper's claims, beside what the recorded runs say.
+"""The paper's claims and a practitioner's questions, in their own strength, and what the records say.
 
-Gains, intervals and verdicts are those of `l3paper.experiments.statistics`. Speeds are single runs of a
-benchmark.
+They were stated before the runs. A gain is in nats per token on all held-out text at the end of
+training, paired by seed. Holm's procedure corrects the verdicts for the whole table, rows without
+records included. Two models count as equal if their losses differ by less than MARGIN of the gain of L3
+over the wider dense model. Speeds are single runs of a benchmark, and have no intervals.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from l3paper.experiments.catalogue import ENGLISH
-from l3paper.experiments.runs import MissingRun
+import numpy as np
+
+from l3paper.experiments.catalogue import TEXT
+from l3paper.experiments.runs import MissingRun, final_loss
 from l3paper.experiments.search import Family, results
 from l3paper.experiments.statistics import (
     AGREES,
     DISAGREES,
+    LEVEL,
     UNDECIDED,
+    Evidence,
     Gain,
-    early_gain,
-    final_gain,
+    Verdict,
+    gain_on_common_seeds,
     over_seeds,
-    paired_gain,
+    share_contrast,
+    two_way_interval,
+    verdicts,
 )
 from l3paper.insight.record import insights, lens_drops
 from l3paper.records import RECORDS, read_record
 
+MARGIN = 0.25
+NEARLY_ALL = 0.8
+"""The share of a gain from which on "nearly all of it" is lost or kept."""
+
 OPEN = "not recorded yet"
+SOURCE = "stdlib"
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim of the paper, and how to measure it on the records."""
+    """A claim, and the evidence on it that the records give."""
 
     text: str
     reported: str
-    """The paper's own number or words."""
-    measure: Callable[[], tuple[str, str]]
-    """Returns what the records say, and the verdict. Raises MissingRun if there are no records."""
-
-    def row(self) -> tuple[str, str, str, str]:
-        """The claim's row in the table of claims."""
-        try:
-            recorded, verdict = self.measure()
-        except MissingRun:
-            recorded, verdict = "", OPEN
-        return self.text, self.reported, recorded, verdict
+    """The paper's own number or words, or "not in the paper"."""
+    evidence: Callable[[], Evidence]
+    """Raises MissingRun until all runs that it needs are recorded."""
+    families: Callable[[], tuple[Family, Family]] | None = None
+    """Returns the two families of a plain gain, whose documents can be resampled as well."""
+    headline: bool = False
+    """Whether the short table has it, too."""
 
 
-def compare(
-    experiment: str,
-    of: str,
-    over: str,
-    gain: Callable[[Family, Family], Gain] = final_gain,
-    verdict: Callable[[Gain], str] = Gain.when_better,
-    data: str = "stdlib",
-) -> tuple[str, str]:
-    """The gain of one family over another, and the verdict on it."""
+def _losses(family: Family, evaluation: int = -1) -> dict[int, float]:
+    """Nats per token by seed."""
+    if evaluation == -1:
+        return {run["config"]["seed"]: final_loss(run) for run in family.runs}
+    return {run["config"]["seed"]: run["evaluations"][evaluation]["loss"] for run in family.runs}
+
+
+def gain(experiment: str, of: str, over: str, data: str = TEXT, evaluation: int = -1) -> Gain:
+    """The gain of one family over another of the same experiment."""
     families = results(experiment, data=data)
-    measured = gain(families[of], families[over])
-    return f"{measured} nats, {of} over {over}", verdict(measured)
+    return gain_on_common_seeds(*(_losses(families[name], evaluation) for name in (of, over)))
 
 
-def training_speed() -> tuple[str, str]:
-    """L3's share of the dense model's speed in training.
+def margin() -> float:
+    """Nats per token that still count as equal on the first text."""
+    return MARGIN * gain("rivals", "L3", "dense, wider").mean
 
-    A CPU's number says nothing about the paper's, so it counts only if a GPU's is recorded.
+
+def better(experiment: str, of: str, over: str, data: str = TEXT, evaluation: int = -1) -> Evidence:
+    """That the first family is better than the second."""
+    return Evidence(gain(experiment, of, over, data, evaluation), above=0.0)
+
+
+def equal(experiment: str, of: str, over: str) -> Evidence:
+    """That two families are equal, to within the margin."""
+    limit = margin()
+    return Evidence(gain(experiment, of, over), above=-limit, below=limit)
+
+
+def loses_nearly_all() -> Evidence:
+    """That with uniform rows less than a fifth of the gain of LZW's over the dense model remains."""
+    dense, families = _losses(results("rivals")["dense"]), results("many_rows")
+    parts = [
+        gain_on_common_seeds(_losses(families[name]), dense).by_seed for name in ("uniform", "LZW")
+    ]
+    return Evidence(share_contrast(*parts, 1 - NEARLY_ALL), below=0.0)
+
+
+def middle_over(place: str) -> Evidence:
+    """That the mean of the middle places is better than another."""
+    families = results("places")
+    first, second, other = (
+        list(_losses(families[name]).values()) for name in ("after 1", "after 2", place)
+    )
+    return Evidence(over_seeds(np.array(other) - (np.array(first) + second) / 2), above=0.0)
+
+
+def equal_time() -> Evidence:
+    """That L3 is better than the plain dense model, trained until it has taken as long on a CPU.
+
+    The dense model's loss at that time lies, by seed, on the line through its runs of 1,000 steps and
+    those trained to equal operations, against the logarithm of the steps: an extrapolation.
     """
-    try:
-        record = _gpu_record("throughput")
-    except MissingRun:
-        record = read_record(RECORDS / "train_step_main.json")
-        speed = {row["model"]: row["speed_of_dense"] for row in record["results"]}["L3"]
-        return f"{speed:.0%} on a CPU, one run", UNDECIDED
-    speed = min(row["speed_of_dense"] for row in record["results"])
-    return f"{speed:.0%} on {record['environment']['device']}", AGREES if speed >= 0.87 else DISAGREES
+    families = results("rivals")
+    dense, longer, ours = (_losses(families[name]) for name in ("dense", "dense, longer", "L3"))
+    steps = [families[name].runs[0]["config"]["num_iterations"] for name in ("dense", "dense, longer")]
+    speed = training_speeds()
+    far = np.log(speed["dense"] / speed["L3"]) / np.log(steps[1] / steps[0])
+    then = {seed: dense[seed] + far * (longer[seed] - dense[seed]) for seed in dense}
+    return Evidence(gain_on_common_seeds(ours, then), above=0.0)
 
 
-def decoding_speed() -> tuple[str, str]:
-    """The speed of decoding with tables in CPU memory, as a share of that with resident tables."""
-    record = _gpu_record("decode")
-    speed = {
-        row["batch"]: row["of_resident"]
-        for row in record["results"]
-        if row["model"] == "L3 offloaded" and row["batch"] in (1, 300)
-    }
-    shares = ", ".join(f"{share:.0%} at batch {batch}" for batch, share in speed.items())
-    agrees = speed[1] >= 0.89 and speed[300] >= 0.86
-    return f"{shares}, on {record['environment']['device']}", AGREES if agrees else DISAGREES
-
-
-def _gpu_record(part: str) -> dict:
-    path = RECORDS / "gpu" / f"{part}.json"
+def training_speeds() -> dict[str, float]:
+    """Tokens per second of a training step of each family, measured side by side on a CPU."""
+    path = RECORDS / "train_step.json"
     if not path.exists():
-        raise MissingRun(f"there is no {path}: run make gpu")
-    return read_record(path)
+        raise MissingRun(f"there is no {path}: python -m l3paper.bench train-step --json")
+    return {row["model"]: row["tokens_per_second"] for row in read_record(path)["results"]}
 
 
-def caching_gain(layer: int) -> Gain:
-    """Nats by which the lens falls more with this L3 layer, from 0, than with the sharpest block."""
+def caching(layer: int) -> Evidence:
+    """That the lens falls more with this L3 layer, from 0, than with the sharpest block; in nats."""
     gaps = []
     for look in insights()["l3"]:
         drops = lens_drops(look)
         layers = [drop for name, drop in drops.items() if name.startswith("L3")]
         sharpest = max(drop for name, drop in drops.items() if name.startswith("block"))
         gaps.append(layers[layer] - sharpest)
-    return over_seeds(gaps)
+    return Evidence(over_seeds(gaps), above=0.0)
 
 
-def lookup_gain() -> Gain:
-    """How much nearer the first L3 layer's softmax is to choosing one row than the second's.
+def choosing() -> Evidence:
+    """That the first L3 layer's choice of rows tells more of the context than the second's, in nats."""
+    gaps = []
+    for look in insights()["l3"]:
+        parts = [choice.get("of_frequent") for choice in look["choices"].values()]
+        if None in parts:
+            raise MissingRun("the looks were recorded before the two parts of a choice were")
+        first, second = (part["information"] for part in parts)
+        gaps.append(first - second)
+    return Evidence(over_seeds(gaps), above=0.0)
 
-    The unit is a share of the distance from uniform that choosing one row has.
-    """
-    shares = [
-        [choice["share_of_most"] for choice in look["choices"].values()] for look in insights()["l3"]
-    ]
-    first, second = zip(*shares, strict=True)
-    return paired_gain(of=second, over=first)
+
+@dataclass(frozen=True)
+class Speed:
+    """A claim of the paper's about speed on GPUs."""
+
+    text: str
+    reported: str
+    part: str
+    """The part of `l3paper.gpu` that records it."""
+    measure: Callable[[dict], tuple[str, bool]]
+    """Returns what its record says, and whether that agrees."""
+
+    def row(self) -> tuple[str, ...]:
+        """The claim's row in the table."""
+        path = RECORDS / "gpu" / f"{self.part}.json"
+        if not path.exists():
+            return self.text, self.reported, "", "", OPEN
+        record = read_record(path)
+        said, agrees = self.measure(record)
+        words = AGREES if agrees else DISAGREES
+        return self.text, self.reported, f"{said} on {record['environment']['device']}", "", words
 
 
-def look_inside(gain: Callable[[], Gain], unit: str) -> tuple[str, str]:
-    """A gain from the recorded looks inside the models, and the verdict on it."""
-    measured = gain()
-    return f"{measured} {unit}", measured.when_better()
+def training_share(record: dict) -> tuple[str, bool]:
+    """L3's share of the dense model's tokens per second, the smallest of the record."""
+    share = min(row["speed_of_dense"] for row in record["results"])
+    return f"{share:.0%}", share >= 0.87
+
+
+def decoding_share(record: dict) -> tuple[str, bool]:
+    """The speed of decoding with tables in CPU memory, as a share of that with resident tables."""
+    share = {
+        row["batch"]: row["of_resident"]
+        for row in record["results"]
+        if row["model"] == "L3 offloaded" and row["batch"] in (1, 300)
+    }
+    said = ", ".join(f"{part:.0%} at batch {batch}" for batch, part in share.items())
+    return said, share[1] >= 0.89 and share[300] >= 0.86
+
+
+def _plain(text: str, reported: str, *comparison: str, headline: bool = True) -> Claim:
+    """The claim that L3 is better than a rival: (experiment, rival, text)."""
+    experiment, rival, data = comparison
+
+    def families() -> tuple[Family, Family]:
+        found = results(experiment, data=data)
+        return found["L3"], found[rival]
+
+    evidence = partial(better, experiment, "L3", rival, data)
+    return Claim(text, reported, evidence, families, headline)
 
 
 DENSE_GAIN = "+0.06 to +0.12 nats, WikiText-2"
+OURS = "not in the paper"
+
+RIVALS = {
+    "dense, wider": ("a model of wider MLPs, of equal operations", DENSE_GAIN),
+    "dense, deeper": ("a model of more blocks, of equal operations", DENSE_GAIN),
+    "dense, longer": ("the dense model, trained until it has cost as much", OURS),
+    "MLP in place": ("an MLP of equal operations in its place", OURS),
+    "MoE": ("an MoE of equal operations and parameters", "better"),
+    "Engram": ("an Engram layer of equal operations and parameters", OURS),
+    "per-layer embedding": ("one row per token, of equal operations and parameters", OURS),
+}
+"""What L3 is compared with on English: in words, and what the paper reports."""
 
 CLAIMS = (
-    Claim(
-        "L3 is better than a dense model of equal operations (wider)",
-        DENSE_GAIN,
-        partial(compare, "main", "L3", "dense, wider"),
-    ),
-    Claim(
-        "L3 is better than a dense model of equal operations (deeper)",
-        DENSE_GAIN,
-        partial(compare, "main", "L3", "dense, deeper"),
-    ),
-    Claim(
-        "L3 is better than an MoE of equal operations and parameters",
-        "better",
-        partial(compare, "main", "L3", "MoE"),
+    *(
+        _plain(f"L3 is better than {words}", reported, "rivals", rival, TEXT)
+        for rival, (words, reported) in RIVALS.items()
     ),
     *(
-        Claim(
-            f"The same on English text: {rival.removeprefix('dense, ')}",
-            "",
-            partial(compare, "main", "L3", rival, data=ENGLISH),
+        _plain(
+            f"On source code: L3 is better than {rival}", "", "source", rival, SOURCE, headline=False
         )
-        for rival in ("dense, wider", "dense, deeper", "MoE")
+        for rival in ("dense, wider", "dense, longer", "MoE", "Engram")
     ),
     Claim(
-        "The lead over dense shows from the start of training",
-        "shown",
-        partial(compare, "main", "L3", "dense", gain=early_gain),
+        "The lead over dense shows after a tenth of the steps",
+        "from the start",
+        partial(better, "rivals", "L3", "dense", evaluation=1),
     ),
     Claim(
-        "LZW gives rows out better than uniformly",
-        "uniform loses nearly all of the gain",
-        partial(compare, "allocation", "LZW", "uniform"),
+        "L3 is better than the dense model, trained until it has taken as long on a CPU",
+        OURS,
+        equal_time,
+        headline=True,
+    ),
+    Claim("Uniform rows lose nearly all of the gain", "nearly all", loses_nearly_all, headline=True),
+    Claim("A cap of 64 rows costs nothing", "about equal", partial(equal, "k_max", "k = 64", "no cap")),
+    Claim(
+        "Keys and values may share a table", "about equal", partial(equal, "tying", "tied", "untied")
     ),
     Claim(
-        "A cap on the rows of a token costs next to nothing (here 64, of 4,096 rows)",
-        "512 almost equal to no cap",
-        partial(compare, "k_max", "k = 64", "no cap", verdict=Gain.when_equal),
-    ),
-    Claim(
-        "Keys and values may share a table",
+        "Two tables of half the rows in the middle are as good as one",
         "about equal",
-        partial(compare, "tying", "tied", "untied", verdict=Gain.when_equal),
+        partial(equal, "places", "two of half the rows", "after 2"),
+    ),
+    Claim("The middle is better than the first place", "middle best", partial(middle_over, "after 0")),
+    Claim("The middle is better than the last place", "middle best", partial(middle_over, "after 3")),
+    Claim(
+        "The first L3 layer brings a model nearer to its answer than any block does",
+        "sharp drops of a tuned lens",
+        partial(caching, 0),
     ),
     Claim(
-        "One table is as good as two of half the rows",
-        "about equal",
-        partial(compare, "count", "1 x v", "2 x v / 2", verdict=Gain.when_equal),
+        "The second L3 layer brings it nearer than any block does",
+        "sharp drops of a tuned lens",
+        partial(caching, 1),
     ),
-    Claim(
-        "... as four of a quarter",
-        "about equal",
-        partial(compare, "count", "1 x v", "4 x v / 4", verdict=Gain.when_equal),
+    Claim("The first L3 layer chooses among rows by context more than the second", "shown", choosing),
+)
+
+SPEEDS = (
+    Speed(
+        "L3 trains at 87 % of the dense model's tokens per second, or more",
+        "87 %, eight A100",
+        "throughput",
+        training_share,
     ),
-    Claim(
-        "The middle is the best place: better than behind the first block",
-        "middle best",
-        partial(compare, "placement", "after 1", "after 0"),
-    ),
-    Claim(
-        "... than behind the last",
-        "middle best",
-        partial(compare, "placement", "after 1", "after 3"),
-    ),
-    Claim(
-        "L3 trains at 87 % of the dense model's tokens/s, or more", "87 %, eight A100", training_speed
-    ),
-    Claim(
+    Speed(
         "Tables in CPU memory hardly slow decoding",
         "89 % at batch 1, 86 % at batch 300, one B200",
-        decoding_speed,
-    ),
-    Claim(
-        "L3 layers cache: what a model knows of its answer rises sharply with the first",
-        "sharp drops of a tuned lens",
-        partial(look_inside, partial(caching_gain, 0), "nats, its drop over the sharpest of a block"),
-    ),
-    Claim(
-        "... and with the second",
-        "sharp drops of a tuned lens",
-        partial(look_inside, partial(caching_gain, 1), "nats, its drop over the sharpest of a block"),
-    ),
-    Claim(
-        "The first L3 layer is more like a lookup, the second more like an average",
-        "shown",
-        partial(look_inside, lookup_gain, "of the way to one row, first over second"),
+        "decode",
+        decoding_share,
     ),
 )
-"""In the order of the paper's results and ablations."""
 
 
 def table() -> list[tuple[str, ...]]:
-    """A head and one row per claim: the paper's number, ours with its interval, and the verdict."""
-    head = "the paper's claim", "as reported", "recorded here, 95 % interval", "verdict"
-    return [head, *(claim.row() for claim in CLAIMS)]
+    """A head and one row per claim: the gain, its intervals, the verdict, and the seeds it needs."""
+    rows = [("claim", "as reported", "nats, 95 % interval", "over documents, too", "verdict")]
+    for claim, evidence, verdict in _decided():
+        if evidence is None:
+            rows.append((claim.text, claim.reported, "", "", OPEN))
+            continue
+        words = f"{verdict.word}, p = {verdict.p:.2g}"
+        if verdict.word == UNDECIDED:
+            needed = evidence.seeds_needed(LEVEL / len(CLAIMS))
+            words += f"; {needed or 'more than 1,000'} seeds would decide"
+        rows.append((claim.text, claim.reported, str(evidence.gain), documents(claim), words))
+    return [*rows, *(speed.row() for speed in SPEEDS)]
+
+
+def short_table() -> list[tuple[str, ...]]:
+    """A head and one row per headline: the claim, its gain, and the verdict of the whole table."""
+    return [
+        ("claim", "nats per token, 95 % interval", "verdict"),
+        *(
+            (claim.text, str(evidence.gain) if evidence else "", verdict.word if evidence else OPEN)
+            for claim, evidence, verdict in _decided()
+            if claim.headline
+        ),
+    ]
+
+
+def _decided() -> list[tuple[Claim, Evidence | None, Verdict]]:
+    """Every claim with its evidence, None if it is not recorded, and its verdict."""
+    found = [_evidence(claim) for claim in CLAIMS]
+    return list(zip(CLAIMS, found, verdicts(found), strict=True))
+
+
+def _evidence(claim: Claim) -> Evidence | None:
+    try:
+        return claim.evidence()
+    except MissingRun:
+        return None
+
+
+def documents(claim: Claim) -> str:
+    """The interval of a plain gain over other seeds and other documents; "" for other claims."""
+    if claim.families is None:
+        return ""
+    of, over = claim.families()
+    pairs = [
+        [np.array(run["evaluations"][-1]["documents"]["nats"]) for run in pair]
+        for pair in zip(of.runs, over.runs, strict=False)
+    ]
+    tokens = np.array(of.runs[0]["evaluations"][-1]["documents"]["tokens"])
+    low, high = two_way_interval(np.array([theirs - ours for ours, theirs in pairs]), tokens)
+    return f"{low:+.4f} to {high:+.4f}"

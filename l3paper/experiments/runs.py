@@ -6,6 +6,7 @@ A run is found by its name, in whichever file of the folder it is: experiments s
 import hashlib
 import json
 import math
+import os
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,7 +17,8 @@ from l3paper.files import atomic_write, locked
 from l3paper.records import RECORDS
 from l3paper.training.config import TrainConfig
 
-RUNS = RECORDS / "runs"
+RUNS = Path(os.environ.get("L3_RECORDS") or RECORDS / "runs")
+"""The folder of the recorded runs: the reader's own, if $L3_RECORDS names it."""
 
 FIRST_RUNS = RECORDS / "first-split"
 """Runs on an earlier order and split of the texts, which the notebooks draw until all are made anew."""

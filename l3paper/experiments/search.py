@@ -11,8 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from l3paper.experiments.catalogue import EXPERIMENTS
-from l3paper.experiments.runs import FIRST_RUNS, final_loss, read_runs
+from l3paper.experiments.catalogue import EXPERIMENTS, TEXT
+from l3paper.experiments.runs import FIRST_RUNS, RUNS, final_loss, read_runs
 from l3paper.training.config import TrainConfig
 
 LR_SCALES = (0.5, 1.0, 2.0)
@@ -72,9 +72,9 @@ def read_family(
 def results(
     name: str,
     preset: str = "laptop",
-    data: str = "stdlib",
+    data: str = TEXT,
     seeds: int | None = None,
-    folder: Path = FIRST_RUNS,
+    folder: Path = RUNS,
 ) -> dict[str, Family]:
     """Read the families of a recorded experiment; `seeds` is the planned number by default.
 

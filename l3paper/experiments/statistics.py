@@ -16,7 +16,6 @@ from typing import NamedTuple
 import numpy as np
 
 from l3paper.errors import at_least, at_most
-from l3paper.experiments.search import Family
 
 LEVEL = 0.05
 """The probability that an interval misses, and that any verdict in a table of claims is wrong."""
@@ -88,16 +87,6 @@ class Gain:
     def pooled(self, deviation: Deviation) -> "Gain":
         """Return the same gain with a deviation from `pooled_deviation`."""
         return replace(self, deviation=deviation)
-
-    def when_better(self) -> str:
-        """The verdict on the claim that there is a gain."""
-        return AGREES if self.low > 0 else DISAGREES if self.high < 0 else UNDECIDED
-
-    def when_equal(self) -> str:
-        """The verdict on the claim that the models are equal, to within EQUAL."""
-        if max(-self.low, self.high) < EQUAL:
-            return AGREES
-        return DISAGREES if max(self.low, -self.high) > EQUAL else UNDECIDED
 
 
 def over_seeds(gaps: Sequence[float]) -> Gain:
@@ -314,25 +303,3 @@ def _scipy_stats():
     except ImportError as error:
         raise ImportError("intervals need the extra l3paper[notebooks]: pip install scipy") from error
     return stats
-
-
-EQUAL = 0.02
-"""Nats per token that still count as equal: a third of the smallest gain that the paper reports."""
-
-
-def final_gain(of: Family, over: Family) -> Gain:
-    """The gain on all held-out text at the end of training, over the seeds that both families have."""
-    return _gain(of, over, evaluation=-1)
-
-
-def early_gain(of: Family, over: Family) -> Gain:
-    """The gain on a sample of the held-out text, at the first evaluation after the start."""
-    return _gain(of, over, evaluation=1)
-
-
-def _gain(of: Family, over: Family, evaluation: int) -> Gain:
-    ours, theirs = (
-        {run["config"]["seed"]: run["evaluations"][evaluation]["loss"] for run in family.runs}
-        for family in (of, over)
-    )
-    return gain_on_common_seeds(ours, theirs)
