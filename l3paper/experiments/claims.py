@@ -110,7 +110,7 @@ def equal_time() -> Evidence:
     """
     families = results("rivals")
     dense, longer, ours = (_losses(families[name]) for name in ("dense", "dense, longer", "L3"))
-    steps = [families[name].runs[0]["config"]["num_iterations"] for name in ("dense", "dense, longer")]
+    steps = [families[name].runs[0]["evaluations"][-1]["step"] for name in ("dense", "dense, longer")]
     speed = training_speeds()
     far = np.log(speed["dense"] / speed["L3"]) / np.log(steps[1] / steps[0])
     then = {seed: dense[seed] + far * (longer[seed] - dense[seed]) for seed in dense}

@@ -1,0 +1,83 @@
+"""The figures of notebook 05: searches, gains with their intervals, and loss against compute."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
+
+from l3paper.experiments.statistics import Gain
+from l3paper.notebooks.plots import COLOURS, DENSE, L3, MARKERS, band, figure, intervals
+
+
+def search(
+    losses: Mapping[str, Mapping[float, float]], rates: Mapping[str, Mapping[float, float]]
+) -> Figure:
+    """Loss by the factor on all learning rates, and by the rate of tables or routers, per family."""
+    fig, (left, right) = figure(2, width=10.5, height=4.2)
+    for (name, found), marker, colour in zip(losses.items(), MARKERS, COLOURS, strict=False):
+        left.plot(list(found), list(found.values()), f"{marker}-", color=colour, label=name)
+    for (name, found), marker, colour in zip(rates.items(), MARKERS, COLOURS, strict=False):
+        ordered = dict(sorted(found.items()))
+        right.plot(list(ordered), list(ordered.values()), f"{marker}-", color=colour, label=name)
+    factors = sorted({factor for found in losses.values() for factor in found})
+    left.set(xscale="log", xlabel="factor on all learning rates", ylabel="nats per token")
+    left.set_xticks(factors, [f"{factor:g}" for factor in factors])
+    left.xaxis.set_minor_locator(NullLocator())
+    right.set(xscale="log", xlabel="learning rate of tables, or of routers")
+    left.set_title("Recorded: all rates together")
+    right.set_title("Recorded: the part of its own")
+    for ax in (left, right):
+        ax.legend(fontsize=11)
+    return fig
+
+
+def gains(title: str, found: Mapping[str, Gain], margin: float | None = None) -> Figure:
+    """A line per comparison: its interval, a dot per seed, a bar at the mean; and a margin around 0."""
+    fig, ax = figure(width=9.5, height=1.5 + 0.5 * len(found))
+    if margin:
+        ax.axvspan(-margin, margin, color="0.9", zorder=0)
+        ax.text(0, -0.62, "counts as equal", ha="center", fontsize=11, color="0.35")
+    intervals(ax, found, L3)
+    ax.set_ylim(len(found) - 0.4, -0.95 if margin else -0.6)
+    ax.set(title=title, xlabel="gain of L3, nats per token")
+    return fig
+
+
+def against_compute(
+    flops: Mapping[str, float], loss: Mapping[str, float], seconds: Mapping[str, float] | None
+) -> Figure:
+    """Mean loss by training FLOPs of a run, and by its time if that was measured, relative to dense.
+
+    The line through "dense" and "dense, longer" is what training the plain model for longer buys.
+    """
+    costs = [("FLOPs", flops)] + ([("time on a CPU", seconds)] if seconds else [])
+    fig, axes = figure(len(costs), width=5.4 * len(costs), height=4.6)
+    for ax, (unit, cost) in zip(np.atleast_1d(axes), costs, strict=True):
+        x = {name: cost[name] / cost["dense"] for name in loss}
+        ends = [x["dense"], x["dense, longer"]]
+        slope = (loss["dense, longer"] - loss["dense"]) / np.log(ends[1] / ends[0])
+        far = np.geomspace(1, max(x.values()), 50)
+        ax.plot(far, loss["dense"] + slope * np.log(far), "--", color=DENSE, lw=1.5)
+        for i, name in enumerate(loss):
+            style = dict(color=COLOURS[i % 6], marker=MARKERS[i % len(MARKERS)], ls="", ms=8)
+            ax.plot(x[name], loss[name], label=name, **style)
+        ax.set(xlabel=f"training {unit}, dense = 1", ylabel="nats per token")
+        ax.set_title(f"Recorded: loss against {unit}")
+    np.atleast_1d(axes)[-1].legend(fontsize=11, loc="center left", bbox_to_anchor=(1, 0.5))
+    return fig
+
+
+def lead(millions: Sequence[float], gaps: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
+    """The lead of L3 over several families by tokens trained: mean and range of the seeds."""
+    fig, ax = figure(width=8.5, height=4.2)
+    for (name, runs), colour in zip(gaps.items(), COLOURS, strict=False):
+        band(ax, millions, runs, colour, f"over {name}")
+    half = max(millions) / 2
+    ax.axvline(half, color="0.5", lw=1, ls=":")
+    ax.text(half, ax.get_ylim()[1], " rates begin to fall", va="top", fontsize=11, color="0.35")
+    ax.axhline(0, color="black", lw=1)
+    ax.set(xlabel="training tokens (millions)", ylabel="gain of L3, nats per token")
+    ax.set_title("Recorded: the lead on one sample of held-out text")
+    ax.legend(fontsize=11, ncols=2)
+    return fig
