@@ -179,9 +179,11 @@ def zipf(alloc: np.ndarray, token_counts: np.ndarray, k_max: int, names: Mapping
     for label, (mask, colour) in groups.items():
         ax.plot(ranks[mask], rows[mask], "o", ms=3.5, alpha=0.8, color=colour, label=label)
     for rank, name in names.items():
-        spot = (rank * 1.15, min(rows[rank - 1] * 4, 900))
+        y = rows[rank - 1]
+        above = y > proportional[rank - 1] / 2
+        spot = (rank * 1.15, y * 4) if above else (rank * 0.25, y * 0.9)
         look = dict(weight="bold", zorder=5, bbox=_PAPER, arrowprops=dict(arrowstyle="-", lw=1.2))
-        ax.annotate(name, (rank, rows[rank - 1]), spot, **look)
+        ax.annotate(name, (rank, y), spot, **look)
     ax.set(xscale="log", yscale="log", xlabel="rank of the token by frequency", ylabel="rows $d_t$")
     ax.set_title("Frequent tokens own more rows, but the spread is wide")
     ax.legend(loc="lower left", markerscale=2)
@@ -199,8 +201,9 @@ def uncertainty(bits: np.ndarray, ratio: np.ndarray) -> Figure:
     ax.plot(np.add(filled, 0.5), middle, "s-", color=COLOURS[1], label="median of each bit")
     ax.set(yscale="log", xlabel="uncertainty of the next token, $H_\\mathrm{next}$ (bits)")
     ax.set_ylabel("rows by LZW / by frequency")
-    ax.set_yticks([0.01, 0.1, 1, 3], ["1/100", "1/10", "1", "3"])
-    ax.set_title("LZW gives more rows where the next token is hard to guess")
+    ax.set_yticks([0.1, 0.3, 1, 3], ["0.1", "0.3", "1", "3"])
+    ax.minorticks_off()
+    ax.set_title("LZW gives few rows where the next token is nearly certain")
     ax.legend(loc="lower right")
     return fig
 

@@ -11,9 +11,7 @@ from l3paper.costs.accounting import weighted_mean_rows
 
 def check_1(answer: Sequence[float]) -> None:
     assert len(answer) == 3, "one weight for each of the three contexts: a list of three numbers"
-    assert np.allclose(answer, 1), (
-        "the softmax has one score to divide by the sum of all scores' exponentials"
-    )
+    assert np.allclose(answer, 1), "apply the softmax to the scores of this token's rows: how many?"
 
 
 def check_2(answer: Mapping[str, int]) -> None:
@@ -48,11 +46,9 @@ def check_4(answer: Mapping[str, str]) -> None:
     assert not wrong, f"claim {wrong[0]}: which output would have to show it, and what does it say?"
 
 
-def check_5(answer: int, codebook: Codebook) -> None:
-    n_emb, budget = 65_536, 100
-
+def check_5(answer: int, codebook: Codebook, n_emb: int = 65_536, budget: float = 100) -> None:
     def mean(k_max: int) -> float:
         return weighted_mean_rows(allocate_by_codewords(codebook, n_emb, k_max), codebook.token_counts)
 
-    assert mean(answer) <= budget, "above the budget: more than 100 rows per position on average"
+    assert mean(answer) <= budget, f"above the budget: over {budget} rows per position on average"
     assert mean(answer + 1) > budget, "within the budget, but a larger cap would be, too"
