@@ -49,11 +49,11 @@ def costs(
     fig, (top, bottom) = figure(rows=2, width=9, height=5)
     _bars(top, parameters, "Parameters")
     _bars(bottom, flops, "FLOPs per token, forward")
-    used = {part for bars in (*parameters.values(), *flops.values()) for part in bars}
-    parts = {part: colour for part, colour in PARTS.items() if part in used - {"l3 lookup"}}
+    used = {part for bars in (*parameters.values(), *flops.values()) for part in bars} - {"l3 lookup"}
+    names = {"l3 tables": "L3 table or lookup", "l3 projections": "L3 projections", "mlp": "MLP"}
     fig.legend(
-        [Rectangle((0, 0), 1, 1, color=colour) for colour in parts.values()],
-        [{"l3 tables": "l3 table or its lookup"}.get(part, part) for part in parts],
+        [Rectangle((0, 0), 1, 1, color=PARTS[part]) for part in PARTS if part in used],
+        [names.get(part, part) for part in PARTS if part in used],
         loc="outside lower center",
         ncols=4,
         fontsize=11,
