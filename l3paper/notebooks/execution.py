@@ -76,10 +76,13 @@ def digest(
 ) -> str:
     """SHA-256 of what outputs depend on: the notebook's code and solutions, presets, recorded runs.
 
-    Every record counts, whether or not this notebook reads it. The rest of the package does not: its
-    tests, and the asserts in every notebook, watch over that.
+    Every record counts, whether or not this notebook reads it, and every recorded run for a notebook
+    that uses `l3paper.experiments`. The rest of the package does not: its tests, and the asserts in
+    every notebook, watch over that.
     """
     parts = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    kinds = ("*.json", "*.jsonl") if "l3paper.experiments" in "".join(parts) else ("*.json",)
     parts += [*solutions(notebook), repr(presets)]
-    parts += [path.read_text(encoding="utf-8") for path in sorted(records.rglob("*.json"))]
+    files = sorted(path for kind in kinds for path in records.rglob(kind))
+    parts += [path.read_text(encoding="utf-8") for path in files]
     return hashlib.sha256(repr(parts).encode()).hexdigest()

@@ -78,6 +78,8 @@ def save_animation(figs: Iterable[Figure], name: str, seconds: float = 1.0) -> N
 
     A notebook shows the file by a link in its prose, since not every viewer shows a GIF in an output.
     """
+    if not os.environ.get("L3_FIGURES"):
+        return
     frames = [_image(fig) for fig in figs]
     moving = io.BytesIO()
     frames[0].save(
