@@ -1,6 +1,6 @@
 """The figures of notebook 05: searches, gains with their intervals, and loss against compute."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -51,21 +51,34 @@ def against_compute(
 
     The line through "dense" and "dense, longer" is what training the plain model for longer buys.
     """
-    costs = [("FLOPs", flops)] + ([("time on a CPU", seconds)] if seconds else [])
-    fig, axes = figure(len(costs), width=5.4 * len(costs), height=4.6)
-    for ax, (unit, cost) in zip(np.atleast_1d(axes), costs, strict=True):
+    costs = {"FLOPs": flops} | ({"time on a CPU": seconds} if seconds else {})
+    fig, axes = figure(len(costs), width=5.4 * len(costs) + 1, height=5)
+    for ax, (unit, cost) in zip(np.atleast_1d(axes), costs.items(), strict=True):
         x = {name: cost[name] / cost["dense"] for name in loss}
-        ends = [x["dense"], x["dense, longer"]]
-        slope = (loss["dense, longer"] - loss["dense"]) / np.log(ends[1] / ends[0])
+        slope = (loss["dense, longer"] - loss["dense"]) / np.log(x["dense, longer"])
         far = np.geomspace(1, max(x.values()), 50)
         ax.plot(far, loss["dense"] + slope * np.log(far), "--", color=DENSE, lw=1.5)
-        for i, name in enumerate(loss):
-            style = dict(color=COLOURS[i % 6], marker=MARKERS[i % len(MARKERS)], ls="", ms=8)
-            ax.plot(x[name], loss[name], label=name, **style)
+        ax.plot(list(x.values()), list(loss.values()), "o", color="0.6", ms=7)
+        ax.plot(x["L3"], loss["L3"], "o", color=L3, ms=9)
+        right = 1 + 1.06 * (max(x.values()) - 1)
+        for (name, value), height in zip(loss.items(), _spread(loss.values()), strict=True):
+            bold = "bold" if name == "L3" else "normal"
+            ax.plot([x[name], right], [value, height], color="0.8", lw=0.8, zorder=0)
+            ax.text(right, height, f" {name}", va="center", fontsize=11, weight=bold)
         ax.set(xlabel=f"training {unit}, dense = 1", ylabel="nats per token")
+        ax.set_xlim(right=1 + 1.75 * (max(x.values()) - 1))
         ax.set_title(f"Recorded: loss against {unit}")
-    np.atleast_1d(axes)[-1].legend(fontsize=11, loc="center left", bbox_to_anchor=(1, 0.5))
     return fig
+
+
+def _spread(heights: Iterable[float], share: float = 0.055) -> list[float]:
+    """Heights of labels near these, no two closer than `share` of their range."""
+    heights = list(heights)
+    gap = share * (max(heights) - min(heights))
+    placed, lowest = {}, -np.inf
+    for i in np.argsort(heights):
+        placed[i] = lowest = max(heights[i], lowest + gap)
+    return [placed[i] for i in range(len(heights))]
 
 
 def lead(millions: Sequence[float], gaps: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
