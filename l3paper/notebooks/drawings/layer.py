@@ -94,11 +94,14 @@ def one_position(steps: Sequence[Mapping[str, Tensor]]) -> Figure:
         for name, numbers in blocks.items():
             operator, _, label = name.partition(" ")
             if label:
-                ax.text(left + 0.9, middle, operator, ha="center", va="center", fontsize=15)
-                left += 1.9
+                word = len(operator) > 1
+                width = 3.2 if word else 1.9
+                size = 11 if word else 15
+                ax.text(left + width / 2 - 0.05, middle, operator, ha="center", va="center", size=size)
+                left += width
             left = _block(ax, left, middle, numbers, label or name) + 0.5
         middle -= tallest / 2 + 1.4
-    ax.set(xlim=(-0.3, 30.5), ylim=(middle, 0.2), aspect="equal")
+    ax.set(xlim=(-0.3, 31.8), ylim=(middle, 0.2), aspect="equal")
     ax.axis("off")
     return fig
 
@@ -178,6 +181,8 @@ def gradient_rows(
     owner = torch.repeat_interleave(torch.arange(len(vocabulary)), bounds.diff())
     for ax, (title, norm) in zip(axes, norms.items(), strict=True):
         ax.bar(range(len(norm)), norm, color=[COLOURS[t] for t in owner], width=0.85)
+        if not norm.any():
+            ax.text(len(norm) / 2, 0.3 * top, "all zero", ha="center", color="0.35")
         for token, name in enumerate(vocabulary):
             middle = (bounds[token] + bounds[token + 1] - 1).item() / 2
             text = f'"{name}"' if name in present else f'"{name}"\nabsent'
