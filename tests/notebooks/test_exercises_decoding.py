@@ -17,9 +17,9 @@ def nucleus(chances, top_p):
     return set(kept[: 1 + next(n for n, total in enumerate(sums) if total >= top_p - 1e-9)])
 
 
-def place(bounds, token, width, number_bytes):
+def place(bounds, token, width, bytes_per_number):
     first, last = bounds[token : token + 2]
-    return first * width * number_bytes, (last - first) * width * number_bytes
+    return first * width * bytes_per_number, (last - first) * width * bytes_per_number
 
 
 def kept_by(value):
@@ -36,8 +36,8 @@ def kept_by(value):
     return keep
 
 
-def blocks(table_bytes, speed, start, block):
-    return math.ceil((start + table_bytes / speed) / block)
+def blocks(copy_bytes, speed, start, block):
+    return math.ceil((start + copy_bytes / speed) / block)
 
 
 @pytest.mark.parametrize(

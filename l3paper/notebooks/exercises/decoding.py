@@ -16,12 +16,12 @@ def check_1(answer: Callable[[list[float], float], Collection[int]]) -> None:
 
 
 def check_2(answer: Callable[[Sequence[int], int, int, int], tuple[int, int]]) -> None:
-    """`answer(bounds, token, width, number_bytes)` is (first byte, number of bytes) of the file."""
+    """`answer(bounds, token, width, bytes_per_number)` is (first byte, number of bytes) of the file."""
     bounds = [0, 4, 5, 7, 10]
     first, count = answer(bounds, 2, 64, 4)
     assert count != 2 * 64, "count bytes, not numbers"
     assert count == 512, "token 2 owns two rows of 64 numbers of 4 bytes"
-    assert first != 5 * 4, "a row has `width` numbers, and each takes `number_bytes`"
+    assert first != 5 * 4, "a row has `width` numbers, and each takes `bytes_per_number`"
     assert first == 1280, "five rows stand before those of token 2"
     assert answer(bounds, 0, 64, 4) == (0, 1024), "the rows of token 0 begin the file"
     assert answer([0, 512], 0, 1024, 2) == (0, 2**20), "try numbers of 2 bytes"
@@ -56,7 +56,7 @@ def _most_saved(rows: Sequence[int], counts: Sequence[int], budget: int) -> int:
 
 
 def check_4(answer: Callable[[float, float, float, float], int]) -> None:
-    """`answer(table_bytes, speed, start_seconds, block_seconds)` is how many blocks hide the copy."""
+    """`answer(copy_bytes, speed, start_seconds, block_seconds)` is how many blocks hide the copy."""
     assert answer(1e6, 25e9, 0, 20e-6) == 2, "1 MB at 25 GB/s takes 40 microseconds, or two such blocks"
     assert answer(300e6, 25e9, 0, 1e-3) == 12, "a batch of 300 moves more, and its blocks take longer"
     needed = answer(1e6, 25e9, 10e-6, 20e-6)
