@@ -116,7 +116,7 @@ def test_template(path):
         "differs from the paper",
     ]
     if path.name[:2] in LESSONS:
-        parts += ["**Reading time.**", "> **Predict.**", "](README.md)"]
+        parts += ["**Reading time.**", "> **Predict.**", "](README.md"]
     for part in parts:
         assert part in prose, part
     assert "assert" in code_cells(path)[-1].source
