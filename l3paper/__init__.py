@@ -3,5 +3,15 @@
 from l3paper.allocation import allocation_to_bounds, compute_lzw_allocation
 from l3paper.gpt import GPT, GPTConfig
 from l3paper.layer import L3Layer
+from l3paper.parts.optimizer import l3_param_groups
 
-__all__ = ["GPT", "GPTConfig", "L3Layer", "allocation_to_bounds", "compute_lzw_allocation"]
+__version__ = "0.1.0"
+
+__all__ = [
+    "GPT",
+    "GPTConfig",
+    "L3Layer",
+    "allocation_to_bounds",
+    "compute_lzw_allocation",
+    "l3_param_groups",
+]

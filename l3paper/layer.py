@@ -88,10 +88,11 @@ class L3Layer(RowTable):
         """x (..., n_embd) and token_ids (...) to the residual's delta (..., n_embd).
 
         `plan`, if it is given, is `plan(token_ids)` of this layer or of one with the same bounds.
-        Raises ValueError for bounds that are not set or not valid, for shapes that do not fit, and,
-        on the CPU, for ids outside the vocabulary.
+        Raises ValueError for bounds that are not set or not valid, for shapes and, outside autocast,
+        types that do not fit, and, on the CPU, for ids outside the vocabulary.
         """
         self.check_shapes(x, token_ids)
+        self.check_type(x)
         looked_up = self.look_up(rms_norm(x), token_ids, plan)  # (..., d_emb)
         up = rms_norm(self.w_up(looked_up))  # (..., d_up)
         return self.w_mix(torch.cat([up, x], dim=-1))  # (..., n_embd)
@@ -105,6 +106,14 @@ class L3Layer(RowTable):
             f"x has shape {tuple(x.shape)} and token_ids {shape}; "
             f"they must be tensors of shapes (..., {self.n_embd}) and (...)"
         )
+
+    def check_type(self, x: Tensor) -> None:
+        """Raise ValueError unless x has the type of the weights, or autocast chooses one."""
+        own = self.w_mix.weight.dtype
+        if x.dtype != own and not torch.is_autocast_enabled(x.device.type):
+            raise ValueError(
+                f"x is {x.dtype}, but the layer's weights are {own}: convert either, or use autocast"
+            )
 
     def extra_repr(self) -> str:
         return (

@@ -344,3 +344,34 @@ def test_trained_tables_take_the_type_of_autocast(tied):
     low, own = (torch.bfloat16,) * 2, (torch.float32,) * 2
     assert seen == [(*low, tied), (*own, tied), (*own, tied)]
     assert all(table.grad.dtype == torch.float32 for table in layer.tables())
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_vocabulary_grows_at_its_end(tied):
+    layer = L3Layer(6, 10, 8, tie_kv=tied, bounds=allocation_to_bounds([3, 1, 6]))
+    torch.nn.init.normal_(layer.w_mix.weight)
+    x, ids = torch.randn(2, 5, 6), torch.randint(3, (2, 5))
+    before, tables = layer(x, ids), [table.clone() for table in layer.tables()]
+    with pytest.raises(ValueError, match=r"the bounds cover 0 \.\. 2"):
+        layer(x, torch.full((2, 5), 3))
+    layer.grow([2, 4])
+    assert torch.equal(layer(x, ids), before)
+    assert all(torch.equal(new[:10], old) for new, old in zip(layer.tables(), tables, strict=True))
+    assert (layer.n_emb, layer.bounds.tolist()) == (16, [0, 3, 4, 10, 12, 16])
+    assert layer(x, torch.full((2, 5), 4)).isfinite().all()
+    assert (layer.tables()[0] is layer.tables()[1]) == tied
+    again = L3Layer(6, 16, 8, tie_kv=tied, vocab_size=5)
+    again.load_state_dict(layer.state_dict())
+    assert torch.equal(again(x, ids), before)
+    with pytest.raises(ValueError, match="at least 1"):
+        layer.grow([0])
+    assert layer.n_emb == 16
+
+
+def test_another_type_than_the_weights_is_refused_outside_autocast():
+    layer = L3Layer(6, 4, 8, bounds=allocation_to_bounds([3, 1]))
+    x, ids = torch.randn(1, 2, 6), torch.tensor([[0, 1]])
+    with pytest.raises(ValueError, match=r"x is torch\.bfloat16, but the layer's"):
+        layer(x.bfloat16(), ids)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(x.bfloat16(), ids).dtype == torch.bfloat16

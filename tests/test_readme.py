@@ -92,7 +92,8 @@ def test_table_names_every_notebook_with_its_reading_time():
 
 def test_every_entry_of_the_package_is_named():
     tree = TEXTS[0].partition("## The package")[2].partition("```")[2].partition("```")[0]
-    entries = {path.name for path in (ROOT / "l3paper").iterdir() if not path.name.startswith("__")}
+    paths = [path for path in (ROOT / "l3paper").iterdir() if path.suffix == ".py" or path.is_dir()]
+    entries = {path.name for path in paths if not path.name.startswith("__")}
     named = {word.rstrip("/") for word in re.findall(r"[\w.]+/?", tree)}
     assert {entry for entry in entries if not {entry, entry.removesuffix(".py")} & named} == set()
 

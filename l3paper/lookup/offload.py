@@ -31,8 +31,12 @@ class FileTable:
     """A matrix (v, width) that begins at byte `offset` of a file, row after row."""
 
     def __init__(self, path: Path, offset: int, shape: Sequence[int], dtype: torch.dtype):
-        self.file = open(path, "rb", buffering=0)  # noqa: SIM115, open as long as the table
+        self.file = open(Path(path).absolute(), "rb", buffering=0)  # noqa: SIM115, open as long as the table
         self.offset, self.shape, self.dtype = offset, torch.Size(shape), dtype
+
+    def __reduce__(self):
+        """A copy, or what is unpickled, opens the file again by its path."""
+        return FileTable, (self.file.name, self.offset, self.shape, self.dtype)
 
     def read(self, ranges: Sequence[tuple[int, int]], out: Tensor) -> None:
         """As `MemoryTable.read`. Raises ValueError for a file that ends too early."""
@@ -94,6 +98,10 @@ class RowStore:
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.rows_read = 0
 
+    def __reduce__(self):
+        """A copy, or what is unpickled, has a stream of its own, and counts its reads from 0."""
+        return RowStore, (self.keys, self.values, self.bounds, self.device)
+
     @property
     def row_bytes(self) -> int:
         """Bytes of one row's key and value."""
@@ -127,12 +135,12 @@ class RowStore:
 
 
 def offload_tables(model: nn.Module, device: torch.device | str) -> nn.Module:
-    """Move a GPT to `device` for inference, its L3 tables to CPU memory, and return it.
+    """Move a model to `device` for inference, the tables of its L3 layers to CPU memory; return it.
 
     The tables are not parameters any more: neither an optimizer nor a state dict sees them.
     """
     device = torch.device(device)
-    for layer in model.l3_layers.values():
+    for layer in [module for module in model.modules() if hasattr(module, "serve_from")]:
         keys, values = (t.detach().cpu() for t in layer.tables())
         first = MemoryTable(keys)
         second = first if layer.tie_kv else MemoryTable(values)

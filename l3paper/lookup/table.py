@@ -9,10 +9,12 @@ bounds          -          (vocab_size + 1,)                 rows bounds[t] : bo
 """
 
 import hashlib
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from l3paper.allocation import allocation_to_bounds
 from l3paper.errors import at_least, one_of
 from l3paper.lookup import LOOKUPS, Lookup, Plan, padded
 from l3paper.lookup.grouped import grouped, make_plan
@@ -102,6 +104,25 @@ class RowTable(nn.Module):
             raise ValueError(complaint)
         # A clone: what the caller does to its tensor later must not move our rows.
         self.bounds = bounds.detach().clone().to(self.bounds.device)
+
+    @torch.no_grad()
+    def grow(self, rows: Sequence[int], generator: torch.Generator | None = None) -> None:
+        """Add tokens to the end of the vocabulary: as many as there are in `rows`, which says how many
+        rows, at least one, each of them owns.
+
+        The rows of all other tokens stay as they are; new ones are drawn. The tables are new parameters
+        afterwards, which optimizers do not know. Raises ValueError for bounds that are not set or not
+        valid, for `rows` that are not integers of at least 1, and for a layer served from a store.
+        """
+        self.bounds_id()
+        new = allocation_to_bounds(rows)
+        for table in dict.fromkeys(self.tables()):
+            name = next(n for n in self.table_names() if getattr(self, n) is table)
+            drawn = table.new_empty(int(new[-1]), table.shape[1])
+            nn.init.normal_(drawn, std=table.shape[1] ** -0.5, generator=generator)
+            setattr(self, name, nn.Parameter(torch.cat([table, drawn])))
+        self.bounds = torch.cat([self.bounds, self.n_emb + new[1:].to(self.bounds.device)])
+        self.n_emb += int(new[-1])
 
     def bounds_id(self) -> str:
         """A string that is equal for equal bounds.

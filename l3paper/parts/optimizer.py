@@ -7,7 +7,38 @@ fused walk besides; `python -m l3paper.bench optimizer` shows it.
 """
 
 import torch
+from torch import nn
 from torch.optim import AdamW, Muon
+
+from l3paper.lookup.table import RowTable
+
+
+def l3_param_groups(
+    model: nn.Module, lr: float, table_lr: float, weight_decay: float = 0.0
+) -> list[dict]:
+    """Parameter groups of any model that contains L3 layers, for an optimizer such as AdamW.
+
+    The layers' tables learn at `table_lr` and without weight decay, which would shrink rows whose
+    tokens are absent from a batch; all other parameters at `lr` and with `weight_decay`. Parameters
+    that need no gradient are left out. Raises ValueError if no L3 layer has tables of its own.
+    """
+    layers = [module for module in model.modules() if isinstance(module, RowTable)]
+    tables = {id(table) for layer in layers if layer.store is None for table in layer.tables()}
+    if not tables:
+        raise ValueError("model has no L3 tables: add an L3Layer, or use its parameters() as they are")
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [
+        {
+            "params": [parameter for parameter in trained if id(parameter) not in tables],
+            "lr": lr,
+            "weight_decay": weight_decay,
+        },
+        {
+            "params": [parameter for parameter in trained if id(parameter) in tables],
+            "lr": table_lr,
+            "weight_decay": 0.0,
+        },
+    ]
 
 
 class MuonAdamW(torch.optim.Optimizer):

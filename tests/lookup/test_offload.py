@@ -1,7 +1,9 @@
 """Tables outside the model: rows served from memory and from files, and how much is read."""
 
+import copy
 import json
 import os
+import pickle
 import subprocess
 import sys
 
@@ -180,3 +182,31 @@ def test_text_as_it_is_decoded_meets_the_prediction():
     rows = (2 + (4 + 3) + 4) * 2  # two layers; an id's rows once a step
     assert sum(layer.store.rows_read for layer in model.l3_layers.values()) == rows
     assert predicted_bytes(model, steps) == pytest.approx(rows * 8 * 4)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda thing: pickle.loads(pickle.dumps(thing))])
+def test_a_layer_served_from_a_file_can_be_copied(copied, tmp_path):
+    layer = L3Layer(6, 10, 12, bounds=BOUNDS)
+    torch.nn.init.normal_(layer.w_mix.weight)
+    x, ids = torch.randn(2, 5, 6), torch.randint(4, (2, 5))
+    expected = layer(x, ids)
+    layer.kv_weight.detach().numpy().tofile(tmp_path / "rows")
+    rows = FileTable(tmp_path / "rows", 0, (10, 6), torch.float32)
+    layer.serve_from(RowStore(rows, rows, BOUNDS, CPU))
+    again = copied(layer)
+    assert again.store.keys is again.store.values
+    assert again.store.keys.file is not rows.file
+    torch.testing.assert_close(again(x, ids), expected)
+
+
+def test_tables_of_any_model_are_offloaded():
+    model = torch.nn.ModuleList([torch.nn.Linear(6, 6), L3Layer(6, 10, 12, bounds=BOUNDS)])
+    offload_tables(model, "cpu")
+    assert model[1].store is not None
+    assert set(model.state_dict()) == {
+        "0.weight",
+        "0.bias",
+        "1.bounds",
+        "1.w_up.weight",
+        "1.w_mix.weight",
+    }
