@@ -14,29 +14,30 @@ def forest(title: str, groups: Mapping[str, Mapping[str, Gain]], xlabel: str) ->
 
     A group named "" has no heading.
     """
-    headings = sum(bool(group) for group in groups)
-    lines = headings + sum(map(len, groups.values()))
+    lines = sum(bool(group) + len(gains) for group, gains in groups.items())
     fig, ax = figure(width=9.5, height=1.4 + 0.36 * lines)
-    places = []
+    labels = []
     for (group, gains), colour in zip(groups.items(), (L3, *COLOURS[2:]) * 2, strict=False):
-        places += [group] if group else []
+        if group:
+            heading = ax.text(0.01, len(labels), group, transform=ax.get_yaxis_transform())
+            heading.set(va="center", fontweight="bold", backgroundcolor="white")
+            labels.append("")
         for name, gain in gains.items():
-            y = len(places)
-            places.append(name)
+            y = len(labels)
+            labels.append(name)
             ax.plot([gain.low, gain.high], [y, y], color=colour, alpha=0.35, linewidth=5)
             ax.plot(gain.by_seed, [y] * len(gain.by_seed), "o", color=colour, markersize=5)
             ax.plot([gain.mean] * 2, [y - 0.3, y + 0.3], color="black")
-    ax.axvline(0, color="black", linewidth=1)
-    ax.set_yticks(range(len(places)), places)
-    for label in ax.get_yticklabels():
-        label.set_fontweight("bold" if label.get_text() in groups else "normal")
-    ax.set(xlabel=xlabel, ylim=(len(places) - 0.5, -0.6))
+    ax.axvline(0, color="black", linewidth=1, zorder=0)
+    places = [y for y, label in enumerate(labels) if label]
+    ax.set_yticks(places, [labels[y] for y in places])
+    ax.set(xlabel=xlabel, ylim=(len(labels) - 0.5, -0.6))
     fig.suptitle(title, fontweight="bold", fontsize=13, x=0.01, ha="left")
     return fig
 
 
 def rows_and_width(title: str, points: Mapping[int, Mapping[int, Gain]]) -> Figure:
-    """Gains with 95 % intervals by rows per token, a line per width; the first is the darkest."""
+    """Gains with 95 % intervals by rows per token, a line per width."""
     fig, ax = figure(width=8.5, height=4.4)
     for i, (width, gains) in enumerate(points.items()):
         x = np.array(list(gains)) * 1.03 ** (i - 1)  # beside each other
