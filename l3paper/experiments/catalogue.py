@@ -256,7 +256,7 @@ EXPERIMENTS = {
             "as listed": {"l3_allocation": "lzw-listing"},
             "frequency": {"l3_allocation": "frequency"},
             "uniform": {"l3_allocation": "uniform"},
-            "one row a token": rows_per_token(base, 1),
+            "one row per token": rows_per_token(base, 1),
             "dense": DENSE,
         },
         shared_search=True,
@@ -277,7 +277,7 @@ EXPERIMENTS = {
         "ablations",
         lambda base: {
             "dense": DENSE,
-            **{f"{n} a token": rows_per_token(base, n) for n in (1, 2, 4, 8, 16)},
+            **{f"{n} per token": rows_per_token(base, n) for n in (1, 2, 4, 8, 16)},
         },
         shared_search=True,
     ),

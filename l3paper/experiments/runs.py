@@ -9,6 +9,7 @@ import math
 import os
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +58,16 @@ def read_records(folder: Path) -> dict[str, dict]:
     """All records of a folder's files, by the name of the run."""
     records = {}
     for path in sorted(folder.glob("*.jsonl")):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            record = json.loads(line)
-            records[record["name"]] = record
+        state = path.stat()
+        records |= _read_file(path, (state.st_ino, state.st_mtime_ns, state.st_size))
     return records
+
+
+@lru_cache(maxsize=128)  # one table of results reads the same files many times
+def _read_file(path: Path, state: tuple[int, int, int]) -> dict[str, dict]:
+    """The records of one file, by the name of the run; `state` tells a changed file from the same."""
+    records = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    return {record["name"]: record for record in records}
 
 
 def add_record(path: Path, name: str, record: dict) -> None:
