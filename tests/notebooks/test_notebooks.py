@@ -17,7 +17,7 @@ from l3paper.notebooks.execution import CellExecutionError, digest, execute, sol
 from l3paper.training.config import PRESETS
 
 ROOT = Path(__file__).parents[2]
-LESSONS = ("01", "02", "03", "04", "05", "07")
+LESSONS = ("01", "02", "03", "04", "05", "06", "07")
 """The notebooks that build what they teach, in cells of a few lines."""
 
 PATHS = sorted(NOTEBOOKS.glob("*.ipynb"))
