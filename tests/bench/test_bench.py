@@ -74,13 +74,14 @@ def test_train_step_compares_with_dense(corpus, tmp_path, capsys):
     assert all(0 < row["optimizer_share"] < 1 for row in results)
 
 
-def test_train_step_times_every_model_of_the_main_comparison(tmp_path):
+def test_train_step_times_every_rival_beside_the_dense_model(tmp_path):
     record = recorded(
-        tmp_path / "steps.json", "train-step", "--experiment", "main", "--preset", "smoke", *ONCE
+        tmp_path / "steps.json", "train-step", "--experiment", "rivals", "--preset", "smoke", *ONCE
     )
-    configs = EXPERIMENTS["main"].configs("smoke", "stdlib")
+    configs = EXPERIMENTS["rivals"].configs("smoke", "stdlib")
     assert [row["model"] for row in record["results"]] == list(configs)
-    assert record["setting"] == {"preset": "smoke", "experiment": "main", "repeats": 1}
+    assert {row["model"]: row["speed_of_dense"] for row in record["results"]}["dense"] == 1
+    assert record["setting"] == {"preset": "smoke", "experiment": "rivals", "repeats": 1}
 
 
 def test_throughput_accounts_for_a_step(tmp_path, capsys):

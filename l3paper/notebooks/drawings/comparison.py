@@ -15,11 +15,12 @@ def search(
 ) -> Figure:
     """Loss by the factor on all learning rates, and by the rate of tables or routers, per family."""
     fig, (left, right) = figure(2, width=10.5, height=4.2)
-    for (name, found), marker, colour in zip(losses.items(), MARKERS, COLOURS, strict=False):
-        left.plot(list(found), list(found.values()), f"{marker}-", color=colour, label=name)
-    for (name, found), marker, colour in zip(rates.items(), MARKERS, COLOURS, strict=False):
-        ordered = dict(sorted(found.items()))
-        right.plot(list(ordered), list(ordered.values()), f"{marker}-", color=colour, label=name)
+    looks = dict(zip(losses, zip(MARKERS, COLOURS, strict=False), strict=False))
+    for ax, curves in ((left, losses), (right, rates)):
+        for name, found in curves.items():
+            marker, colour = looks[name]
+            ordered = dict(sorted(found.items()))
+            ax.plot(list(ordered), list(ordered.values()), f"{marker}-", color=colour, label=name)
     factors = sorted({factor for found in losses.values() for factor in found})
     left.set(xscale="log", xlabel="factor on all learning rates", ylabel="nats per token")
     left.set_xticks(factors, [f"{factor:g}" for factor in factors])
@@ -27,8 +28,7 @@ def search(
     right.set(xscale="log", xlabel="learning rate of tables, or of routers")
     left.set_title("Recorded: all rates together")
     right.set_title("Recorded: the part of its own")
-    for ax in (left, right):
-        ax.legend(fontsize=11)
+    left.legend(fontsize=11, ncols=2, loc="lower left", bbox_to_anchor=(0, 1.08))
     return fig
 
 
