@@ -96,4 +96,4 @@ def one_line(text: str, most: int = 28) -> str:
     """The end of a text as code in a cell of a Markdown table; what cannot be shown becomes a box."""
     line = " ".join(text.split()).replace("|", "\\|").replace("`", "'")
     shown = "".join(x if x.isprintable() and x != "\ufffd" else "□" for x in line)
-    return f"`{shown[-most:]}`"
+    return f"`{shown[-most:].strip()}`"
