@@ -128,7 +128,7 @@ def training_speeds() -> dict[str, float]:
 def caching(layer: int) -> Evidence:
     """That the lens falls more with this L3 layer, from 0, than with the sharpest block; in nats."""
     gaps = []
-    for look in insights()["l3"]:
+    for look in insights(data=TEXT)["l3"]:
         drops = lens_drops(look)
         layers = [drop for name, drop in drops.items() if name.startswith("L3")]
         sharpest = max(drop for name, drop in drops.items() if name.startswith("block"))
@@ -139,7 +139,7 @@ def caching(layer: int) -> Evidence:
 def choosing() -> Evidence:
     """That the first L3 layer's choice of rows tells more of the context than the second's, in nats."""
     gaps = []
-    for look in insights()["l3"]:
+    for look in insights(data=TEXT)["l3"]:
         parts = [choice.get("of_frequent") for choice in look["choices"].values()]
         if None in parts:
             raise MissingRun("the looks were recorded before the two parts of a choice were")

@@ -181,7 +181,8 @@ def insights(
 ) -> dict[str, list[dict]]:
     """The recorded looks into each model, by seed.
 
-    Raises MissingRun if a record is missing, ValueError if one is of another configuration or text.
+    Raises MissingRun if a record is missing or of another text, ValueError if one is of another
+    configuration.
     """
     looks = {name: [] for name in models}
     for look in _looks(preset, seeds, folder, data, models):
@@ -209,7 +210,7 @@ class _Look(NamedTuple):
         check_run(str(self.path), record, self.config)
         recorded, wanted = record["config"]["data"], corpus_name(self.config.data)
         if recorded != wanted:
-            raise ValueError(
+            raise MissingRun(
                 f"{self.path} is of a model of {recorded!r}, not {wanted!r}: use another --folder"
             )
         return record

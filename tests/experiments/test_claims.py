@@ -112,6 +112,24 @@ def test_equal_time_extrapolates_the_dense_model(made_up, monkeypatch, tmp_path)
     assert claims.equal_time().gain.mean == pytest.approx(then - means["L3"], abs=0.005)
 
 
+def test_claims_about_layers_read_looks_at_models_of_the_same_text(monkeypatch):
+    def insights(data):
+        assert data == claims.TEXT
+        looks = []
+        for seed in range(3):
+            nats = [5.0, 4.0, 2.0 + 0.01 * seed, 1.5, 1.25]
+            names = ["embedding", "block 0", "L3 after 0", "block 1", "L3 after 1"]
+            parts = [{"of_frequent": {"information": nats + 0.01 * seed}} for nats in (0.3, 0.5)]
+            choices = dict(zip("01", parts, strict=True))
+            looks.append({"lens": dict(zip(names, nats, strict=True)), "choices": choices})
+        return {"l3": looks}
+
+    monkeypatch.setattr(claims, "insights", insights)
+    assert claims.caching(0).gain.mean == pytest.approx(1 - 0.01)
+    assert claims.caching(1).gain.mean == pytest.approx(-0.75)
+    assert claims.choosing().gain.mean == pytest.approx(-0.2)
+
+
 def test_speeds_are_read_from_the_records_of_a_gpu(monkeypatch, tmp_path):
     monkeypatch.setattr(claims, "RECORDS", tmp_path)
     training, decoding = claims.SPEEDS
