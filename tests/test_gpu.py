@@ -41,7 +41,7 @@ def test_dry_run_of_every_kind_of_part(tmp_path, capfd, monkeypatch):
         assert 0 < found["minutes"] < part.minutes * 10
         assert f"| {name} | yes | {part.minutes:g} |" in printed
         if name in EXPERIMENTS:
-            families = results(name, "smoke", seeds=1, folder=folder / "runs")
+            families = results(name, "smoke", "stdlib", seeds=1, folder=folder / "runs")
             assert all(family.runs for family in families.values())
             continue
         record = read_record(folder / "gpu" / f"{name}.json")

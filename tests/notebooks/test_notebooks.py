@@ -17,9 +17,6 @@ from l3paper.notebooks.execution import CellExecutionError, digest, execute, sol
 from l3paper.training.config import PRESETS
 
 ROOT = Path(__file__).parents[2]
-LESSONS = ("01", "02", "03", "04", "05", "06", "07")
-"""The notebooks that build what they teach, in cells of a few lines."""
-
 PATHS = sorted(NOTEBOOKS.glob("*.ipynb"))
 EVERY = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 
@@ -94,10 +91,8 @@ def test_metadata_names_no_machine(path):
 @EVERY
 def test_cells_are_short_and_install_nothing(path):
     lengths = [len(cell.source.splitlines()) for cell in code_cells(path)]
-    if path.name[:2] in LESSONS:
-        assert max(lengths) <= 25
-        assert statistics.median(lengths) < 8
-    assert max(lengths) <= 40
+    assert max(lengths) <= 25
+    assert statistics.median(lengths) < 8
     for cell in code_cells(path):
         assert not re.search(r"^\s*[!%]", cell.source, re.MULTILINE)
 
@@ -107,16 +102,8 @@ def test_template(path):
     cells = read(path).cells
     prose = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
     assert cells[0].source.startswith(f"# {path.name[:2]} · ")
-    parts = [
-        "will be able to",
-        "Prerequisites",
-        "Paper",
-        "Preset",
-        "**Exercise",
-        "differs from the paper",
-    ]
-    if path.name[:2] in LESSONS:
-        parts += ["**Reading time.**", "> **Predict.**", "](README.md"]
+    parts = ["will be able to", "Prerequisites", "Paper", "Preset", "**Reading time.**", "](README.md"]
+    parts += ["> **Predict.**", "**Exercise", "iffers from the paper"]
     for part in parts:
         assert part in prose, part
     assert "assert" in code_cells(path)[-1].source
