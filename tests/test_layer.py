@@ -366,6 +366,9 @@ def test_a_vocabulary_grows_at_its_end(tied):
     with pytest.raises(ValueError, match="at least 1"):
         layer.grow([0])
     assert layer.n_emb == 16
+    layer.requires_grad_(False)
+    layer.grow([1])
+    assert not any(table.requires_grad for table in layer.tables())
 
 
 def test_another_type_than_the_weights_is_refused_outside_autocast():

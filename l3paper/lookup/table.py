@@ -120,7 +120,8 @@ class RowTable(nn.Module):
             name = next(n for n in self.table_names() if getattr(self, n) is table)
             drawn = table.new_empty(int(new[-1]), table.shape[1])
             nn.init.normal_(drawn, std=table.shape[1] ** -0.5, generator=generator)
-            setattr(self, name, nn.Parameter(torch.cat([table, drawn])))
+            grown = nn.Parameter(torch.cat([table, drawn]), requires_grad=table.requires_grad)
+            setattr(self, name, grown)
         self.bounds = torch.cat([self.bounds, self.n_emb + new[1:].to(self.bounds.device)])
         self.n_emb += int(new[-1])
 
