@@ -23,14 +23,12 @@ from l3paper.parts.cache import BlockCache, KVCache
 from l3paper.parts.device import eager, uncompiled
 from l3paper.parts.loss import chunk_cross_entropy, linear_cross_entropy, soft_cap, token_cross_entropy
 from l3paper.parts.moe import MoE
-from l3paper.parts.optimizer import MuonAdamW
+from l3paper.parts.optimizer import MuonAdamW, muon_adamw
 from l3paper.parts.rivals import RIVALS, Engram, Rival
 from l3paper.parts.variants import VARIANTS
 
 LOGIT_CAP = 15.0
 ROTARY_BASE = 10_000.0
-CONVOLUTION_LR = 0.01
-"""For the convolutions of Engram layers, at width 768, as the routers' by default."""
 
 _LARGE = 2**31 - 1
 _RANGES = dict.fromkeys(("sequence_len", "vocab_size", "n_head", "n_kv_head"), (1, _LARGE))
@@ -470,29 +468,15 @@ class GPT(nn.Module):
     ) -> MuonAdamW:
         """One optimizer for all parameters: matrices under Muon, the rest under AdamW.
 
-        The AdamW rates are for width 768 and scale with 1 / sqrt(width), as in nanochat; Muon's
-        orthogonal updates keep their size at any width. `weight_decay` applies to the matrices. The
-        rates of tables and routers are those at which short runs ended lowest.
+        See `l3paper.parts.optimizer.muon_adamw`. `weight_decay` applies to the matrices. The rates of
+        tables and routers are those at which short runs ended lowest.
         """
-        scale = (self.config.n_embd / 768) ** -0.5
-        routers, matrices, tables, convolutions = [], [], [], []
-        for name, parameter in self.blocks.named_parameters():
-            (routers if name.endswith("router.weight") else matrices).append(parameter)
-        for layer in self.l3_layers.values():
-            tables += dict.fromkeys(layer.tables())  # once, if keys and values are tied
-            matrices += [linear.weight for linear in layer.projections()]
-        for layer in self.rivals.values():
-            tables += layer.tables()
-            matrices += [linear.weight for linear in layer.projections()]
-            convolutions += [layer.convolution] if isinstance(layer, Engram) else []
-        adamw = {
-            "embedding": ([self.wte.weight], embedding_lr * scale),
-            "head": ([self.lm_head.weight], head_lr * scale),
-            "router": (routers, router_lr * scale),
-            "table": (tables, table_lr * scale),
-            "convolution": (convolutions, CONVOLUTION_LR * scale),
-        }
-        return MuonAdamW(
-            {"name": "matrix", "params": matrices, "lr": matrix_lr, "weight_decay": weight_decay},
-            [dict(name=name, params=ps, lr=lr) for name, (ps, lr) in adamw.items() if ps],
+        return muon_adamw(
+            self,
+            matrix_lr=matrix_lr,
+            weight_decay=weight_decay,
+            embedding=embedding_lr,
+            head=head_lr,
+            table=table_lr,
+            router=router_lr,
         )

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from l3paper.experiments.catalogue import ENGLISH, TEXT
-from l3paper.experiments.runs import FIRST_RUNS, RUNS, MissingRun, final_loss
+from l3paper.experiments.catalogue import ENGLISH, SOURCE, TEXT
+from l3paper.experiments.runs import FIRST_RUNS, OPEN, RUNS, MissingRun
 from l3paper.experiments.search import Family, results
 from l3paper.experiments.statistics import (
     AGREES,
@@ -21,8 +21,6 @@ from l3paper.experiments.statistics import (
     gain_on_common_seeds,
     verdicts,
 )
-
-SOURCE = "stdlib"
 
 Place = tuple[str, Path]
 """A text and the folder of runs on it."""
@@ -38,8 +36,6 @@ EARLIER = {
     "long": "tokens",
 }
 """The experiments that asked nearly the same question on the earlier split, under another name."""
-
-OPEN = "not recorded yet"
 
 ALTERNATIVES = {
     "Could you widen the MLPs instead?": [("rivals", "L3", "dense, wider")],
@@ -82,8 +78,7 @@ class Records:
         known = self.references | self.families
         if missing := {of, over} - known.keys():
             raise MissingRun(f"{OPEN}: {command(self.experiment)}, which lacks {', '.join(missing)}")
-        losses = ({run["config"]["seed"]: final_loss(run) for run in known[f].runs} for f in (of, over))
-        return gain_on_common_seeds(*losses)
+        return gain_on_common_seeds(known[of].losses(), known[over].losses())
 
 
 def newest(experiment: str) -> Records:

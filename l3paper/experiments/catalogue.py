@@ -55,6 +55,9 @@ DENSE: Changes = {"l3_after_layers": ""}
 ENGLISH = "english (public domain).txt"
 """The text of the records on English prose; figures/data/english.md lists its sources."""
 
+SOURCE = "stdlib"
+"""The second text, which every reader has: the source of Python's standard library."""
+
 TEXT = os.environ.get("L3_TEXT") or ENGLISH
 """The text whose records carry the claims: the reader's own, if $L3_TEXT names it."""
 

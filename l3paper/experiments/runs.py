@@ -28,6 +28,10 @@ _RATES_OF_KINDS = {"table_lr": ("l3", "engram", "per-layer-embedding"), "router_
 """Learning rates that change nothing in models of other kinds."""
 
 
+OPEN = "not recorded yet"
+"""What tables say of a MissingRun."""
+
+
 class MissingRun(ValueError):
     """Records that were asked for do not exist; `runs` are the configurations to train next."""
 

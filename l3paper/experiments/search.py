@@ -30,6 +30,12 @@ class Family(NamedTuple):
     runs: list[dict]
     """Records at the best factor, by seed."""
 
+    def losses(self, evaluation: int = -1) -> dict[int, float]:
+        """Nats per token by seed: on all held-out text at the end, or at another evaluation."""
+        if evaluation == -1:
+            return {run["config"]["seed"]: final_loss(run) for run in self.runs}
+        return {run["config"]["seed"]: run["evaluations"][evaluation]["loss"] for run in self.runs}
+
 
 def next_scales(losses: dict[float, float]) -> tuple[float, ...]:
     """The factors that a search tries after these losses by factor: empty if it has ended.

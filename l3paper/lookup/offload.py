@@ -140,6 +140,7 @@ def offload_tables(model: nn.Module, device: torch.device | str) -> nn.Module:
     The tables are not parameters any more: neither an optimizer nor a state dict sees them.
     """
     device = torch.device(device)
+    # By what it can do, since the module of RowTable imports this one.
     for layer in [module for module in model.modules() if hasattr(module, "serve_from")]:
         keys, values = (t.detach().cpu() for t in layer.tables())
         first = MemoryTable(keys)

@@ -128,15 +128,20 @@ def band(
     ax.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
 
 
+def interval(ax: Axes, place: float, gain: Any, colour: str) -> None:
+    """Draw one gain at height `place`: its interval, a mark per seed, and a bar at the mean."""
+    ax.plot([gain.low, gain.high], [place, place], color=colour, alpha=0.35, linewidth=5)
+    ax.plot(gain.by_seed, [place] * len(gain.by_seed), "o", color=colour, markersize=5)
+    ax.plot([gain.mean, gain.mean], [place - 0.3, place + 0.3], color="black")
+
+
 def intervals(ax: Axes, gains: Mapping[str, Any], colour: str) -> None:
     """Draw one line per gain, the first on top: its interval, a mark per seed, and a bar at the mean.
 
     A gain has the attributes `mean`, `low`, `high` and `by_seed`; its key labels the line.
     """
     for place, gain in enumerate(gains.values()):
-        ax.plot([gain.low, gain.high], [place, place], color=colour, alpha=0.35, linewidth=5)
-        ax.plot(gain.by_seed, [place] * len(gain.by_seed), "o", color=colour, markersize=5)
-        ax.plot([gain.mean, gain.mean], [place - 0.3, place + 0.3], color="black")
+        interval(ax, place, gain, colour)
     ax.axvline(0, color="black", linewidth=1)
     ax.set_yticks(range(len(gains)), gains)
     ax.invert_yaxis()

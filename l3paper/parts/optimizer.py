@@ -11,6 +11,10 @@ from torch import nn
 from torch.optim import AdamW, Muon
 
 from l3paper.lookup.table import RowTable
+from l3paper.parts.rivals import Engram
+
+CONVOLUTION_LR = 0.01
+"""For the convolutions of Engram layers, at width 768, as the routers' by default."""
 
 
 def l3_param_groups(
@@ -76,3 +80,26 @@ class MuonAdamW(torch.optim.Optimizer):
         self.muon.load_state_dict(state_dict["muon"])
         self.adamw.load_state_dict(state_dict["adamw"])
         self.param_groups = self._groups()  # loading made new ones
+
+
+def muon_adamw(model: nn.Module, matrix_lr: float, weight_decay: float, **rates: float) -> MuonAdamW:
+    """One optimizer for a `l3paper.gpt.GPT`: its matrices under Muon, all else under AdamW.
+
+    `rates` are AdamW's, of "embedding", "head", "table" and "router". They are for width 768 and scale
+    with 1 / sqrt(width), as in nanochat; Muon's orthogonal updates keep their size at any width.
+    """
+    scale = (model.config.n_embd / 768) ** -0.5
+    groups = {"embedding": [model.wte.weight], "head": [model.lm_head.weight]}
+    routers, matrices, tables, convolutions = [], [], [], []
+    for name, parameter in model.blocks.named_parameters():
+        (routers if name.endswith("router.weight") else matrices).append(parameter)
+    for layer in (*model.l3_layers.values(), *model.rivals.values()):
+        tables += dict.fromkeys(layer.tables())  # once, if keys and values are tied
+        matrices += [linear.weight for linear in layer.projections()]
+        convolutions += [layer.convolution] if isinstance(layer, Engram) else []
+    groups |= {"router": routers, "table": tables, "convolution": convolutions}
+    rates["convolution"] = CONVOLUTION_LR
+    return MuonAdamW(
+        {"name": "matrix", "params": matrices, "lr": matrix_lr, "weight_decay": weight_decay},
+        [dict(name=name, params=ps, lr=rates[name] * scale) for name, ps in groups.items() if ps],
+    )

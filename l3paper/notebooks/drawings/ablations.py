@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from l3paper.experiments.statistics import Gain
-from l3paper.notebooks.plots import COLOURS, DENSE, L3, MARKERS, figure
+from l3paper.notebooks.plots import COLOURS, DENSE, L3, MARKERS, figure, interval
 
 
 def forest(title: str, groups: Mapping[str, Mapping[str, Gain]], xlabel: str) -> Figure:
@@ -23,11 +23,8 @@ def forest(title: str, groups: Mapping[str, Mapping[str, Gain]], xlabel: str) ->
             heading.set(va="center", fontweight="bold", backgroundcolor="white")
             labels.append("")
         for name, gain in gains.items():
-            y = len(labels)
+            interval(ax, len(labels), gain, colour)
             labels.append(name)
-            ax.plot([gain.low, gain.high], [y, y], color=colour, alpha=0.35, linewidth=5)
-            ax.plot(gain.by_seed, [y] * len(gain.by_seed), "o", color=colour, markersize=5)
-            ax.plot([gain.mean] * 2, [y - 0.3, y + 0.3], color="black")
     ax.axvline(0, color="black", linewidth=1, zorder=0)
     places = [y for y, label in enumerate(labels) if label]
     ax.set_yticks(places, [labels[y] for y in places])
