@@ -27,7 +27,7 @@ def search(
     left.xaxis.set_minor_locator(NullLocator())
     right.set(xscale="log", xlabel="learning rate of tables, or of routers")
     left.set_title("Recorded: all rates together")
-    right.set_title("Recorded: the part of its own")
+    right.set_title("Recorded: tables or routers alone")
     left.legend(fontsize=11, ncols=2, loc="lower left", bbox_to_anchor=(0, 1.08))
     return fig
 
@@ -37,7 +37,8 @@ def gains(title: str, found: Mapping[str, Gain], margin: float | None = None) ->
     fig, ax = figure(width=9.5, height=1.5 + 0.5 * len(found))
     if margin:
         ax.axvspan(-margin, margin, color="0.9", zorder=0)
-        ax.text(0, -0.62, "counts as equal", ha="center", fontsize=11, color="0.35")
+        box = {"facecolor": "0.9", "edgecolor": "none", "pad": 1}  # hides the line at 0
+        ax.text(0, -0.62, "counts as equal", ha="center", fontsize=11, color="0.35", bbox=box)
     intervals(ax, found, L3)
     ax.set_ylim(len(found) - 0.4, -0.95 if margin else -0.6)
     ax.set(title=title, xlabel="gain of L3, nats per token")
