@@ -20,7 +20,7 @@ from l3paper.errors import at_least, at_most, one_of
 from l3paper.layer import rms_norm
 from l3paper.lookup import Plan
 from l3paper.parts.cache import BlockCache, KVCache
-from l3paper.parts.device import eager, uncompiled
+from l3paper.parts.device import uncompiled
 from l3paper.parts.loss import chunk_cross_entropy, linear_cross_entropy, soft_cap, token_cross_entropy
 from l3paper.parts.moe import MoE
 from l3paper.parts.optimizer import MuonAdamW, muon_adamw
@@ -391,15 +391,15 @@ class GPT(nn.Module):
                     x = x + self.rivals[str(i)](x, idx, histories.get(str(i)))
         return rms_norm(x)
 
-    @eager
     def plans(self, idx: Tensor) -> dict[str, Plan]:
         """How every L3 layer looks these ids up, decided before the first block.
 
         Layers with the same bounds share a plan. Rows that a store serves start to travel now.
         """
-        plans, shared = {}, {}
+        plans, shared, compiling = {}, {}, torch.compiler.is_compiling()
         for name, layer in self.l3_layers.items():
-            key = layer.store or (layer.bounds_id(), layer.lookup)
+            # A compiler cannot read bounds.
+            key = layer.store or (name if compiling else layer.bounds_id(), layer.lookup)
             if key not in shared:
                 shared[key] = layer.plan(idx)
             plans[name] = shared[key]

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from l3paper.errors import at_least
 from l3paper.lookup import Lookup, Plan
 from l3paper.lookup.table import RowTable
+from l3paper.parts.device import autocasts
 
 
 def rms_norm(x: Tensor) -> Tensor:
@@ -110,7 +111,7 @@ class L3Layer(RowTable):
     def check_type(self, x: Tensor) -> None:
         """Raise ValueError unless x has the type of the weights, or autocast chooses one."""
         own = self.w_mix.weight.dtype
-        if x.dtype != own and not torch.is_autocast_enabled(x.device.type):
+        if x.dtype != own and not autocasts(x.device.type):
             raise ValueError(
                 f"x is {x.dtype}, but the layer's weights are {own}: convert either, or use autocast"
             )

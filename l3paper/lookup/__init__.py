@@ -1,6 +1,6 @@
 """The ragged softmax of L3: its specification, faster ways that equal it, and the tables they read."""
 
-from l3paper.lookup.grouped import grouped as _grouped
+from l3paper.lookup.operators import grouped as _grouped
 from l3paper.lookup.reference import Lookup, Plan, blocked, loop, padded
 
 LOOKUPS: dict[str, Lookup] = {"loop": loop, "padded": padded, "blocked": blocked, "grouped": _grouped}

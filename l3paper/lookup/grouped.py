@@ -12,20 +12,23 @@ tensor per slice.
 On CUDA with Triton, the kernels of `l3paper.lookup.kernels` do the same for all groups at once.
 """
 
-from dataclasses import dataclass
+from math import prod
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import embedding  # gathers rows several times faster than x[index]
 
-from l3paper.lookup.kernels import Tiles, attend, available, make_tiles
-from l3paper.lookup.reference import Plan
-from l3paper.parts.device import eager
+from l3paper.lookup.reference import padded
 
 POSITIONS, ROWS = (1, 4, 16, 32), (8, 16, 32, 64)
 """Sizes that small groups are rounded up to: a finer choice pads less, a coarser one launches less."""
+
+FEW = 2**18
+"""The most numbers, with padding, that are gathered to look up few positions without grouping them.
+
+There, both ways take the same time on two CPU cores, at widths from 64 to 1,024.
+"""
 
 
 class Groups(NamedTuple):
@@ -40,13 +43,30 @@ class Groups(NamedTuple):
 
 
 def group_by_token(token_ids: Tensor, bounds: Tensor) -> Groups:
-    """Group positions with these ids (N,); token t owns the rows bounds[t] : bounds[t + 1]."""
+    """Group positions with these ids (N,); token t owns the rows bounds[t] : bounds[t + 1].
+
+    Raises ValueError for ids outside the vocabulary and tokens without rows: sorted, both are seen at
+    once.
+    """
     order = token_ids.argsort(stable=True)
     inverse = torch.empty_like(order)
     inverse[order] = torch.arange(len(order), device=order.device)
     tokens, count = token_ids[order].unique_consecutive(return_counts=True)
+    if len(tokens):
+        check_range(tokens[0], tokens[-1], len(bounds) - 1)
     first = bounds[tokens]
-    return Groups(order, inverse, count.cumsum(0) - count, count, first, bounds[tokens + 1] - first)
+    length = bounds[tokens + 1] - first
+    if (length < 1).any():
+        raise ValueError("bounds are not set or not valid: a token of the batch owns no row")
+    return Groups(order, inverse, count.cumsum(0) - count, count, first, length)
+
+
+def check_range(least: Tensor, most: Tensor, vocab_size: int) -> None:
+    """Raise ValueError unless the least and the most of all ids are in 0 .. vocab_size - 1."""
+    if least < 0 or most >= vocab_size:
+        raise ValueError(
+            f"token_ids span {int(least)} .. {int(most)}; the bounds cover 0 .. {vocab_size - 1}"
+        )
 
 
 class Bucket(NamedTuple):
@@ -67,34 +87,6 @@ class Parts(NamedTuple):
     single_rows: Tensor  # that row
     slices: list[list[int]]  # of large groups: first position, last + 1, first row, last + 1
     buckets: list[Bucket]
-
-
-@dataclass(eq=False)
-class GroupedPlan(Plan):
-    """A plan for `grouped`; see `make_plan`."""
-
-    parts: Parts | Tiles
-
-    def __call__(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        with torch.autocast(query.device.type, enabled=False):
-            asked = query.to(keys.dtype)
-            if isinstance(self.parts, Tiles):
-                looked_up = attend(asked, keys, values, self.parts)
-            else:
-                looked_up = _Grouped.apply(asked, keys, values, values is keys, self.parts)
-        return looked_up.to(query.dtype)
-
-
-def make_plan(token_ids: Tensor, bounds: Tensor, n_emb: int) -> GroupedPlan:
-    """Divide the positions with these ids (N,) by token, and as suits their device.
-
-    n_emb is v, the number of rows of the table.
-    """
-    if available(token_ids.device):
-        parts = make_tiles(token_ids, bounds, n_emb)
-    else:
-        parts = make_parts(group_by_token(token_ids, bounds), n_emb)
-    return GroupedPlan(grouped, token_ids, bounds, parts)
 
 
 def make_parts(groups: Groups, n_emb: int) -> Parts:
@@ -124,69 +116,98 @@ def make_parts(groups: Groups, n_emb: int) -> Parts:
     return Parts(order, inverse, single_positions, single_rows, slices, buckets)
 
 
-@eager  # on a CPU the plan reads the ids; a compiled model breaks its graph here
-def grouped(query: Tensor, token_ids: Tensor, bounds: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """One dense attention per distinct token, over a slice of the table; see the top of this module.
+def forward(
+    query: Tensor,
+    token_ids: Tensor,
+    bounds: Tensor,
+    keys: Tensor,
+    values: Tensor | None,
+    training: bool,
+) -> tuple[Tensor, Tensor]:
+    """The lookup of `l3paper.lookup.reference`, and all softmax weights for `backward`, flattened.
 
-    Under autocast the lookup keeps the precision of the table. Its gradients cannot be differentiated
-    again: a second backward pass raises RuntimeError.
+    Values of None are the keys. Without `training` there are no weights, and few positions are gathered
+    as in `padded`.
     """
-    return make_plan(token_ids, bounds, len(keys))(query, keys, values)
+    tied, values = values is None, keys if values is None else values
+    if not training and _few(token_ids, bounds, keys.shape[1]):
+        return padded(query, token_ids, bounds, keys, values), query.new_empty(0)
+    parts = make_parts(group_by_token(token_ids, bounds), len(keys))
+    # One row more than there are positions: where the padding of small groups reads and writes.
+    q = _padded_sort(query, parts.order)  # (N + 1, d_in)
+    output = q.new_empty(len(q), values.shape[1])
+    flat, weights = _weights(parts, q)
+    for (a, b, first, last), weight in zip(parts.slices, weights, strict=False):
+        torch.softmax(q[a:b] @ keys[first:last].T, dim=-1, out=weight)  # (n, d_t)
+        torch.mm(weight, values[first:last], out=output[a:b])
+    for bucket, weight in zip(parts.buckets, weights[len(parts.slices) :], strict=True):
+        positions, rows, _, padding_mask = bucket
+        key = embedding(rows, keys)  # (G, R, d_in)
+        value = key if tied else embedding(rows, values)  # (G, R, d_emb)
+        scores = embedding(positions, q) @ key.mT  # (G, P, R)
+        torch.softmax(scores.masked_fill_(padding_mask, -torch.inf), dim=-1, out=weight)
+        output.index_copy_(0, positions.flatten(), (weight @ value).flatten(0, 1))
+    output.index_copy_(0, parts.single_positions, embedding(parts.single_rows, values))
+    return embedding(parts.inverse, output), flat if training else q.new_empty(0)
 
 
-class _Grouped(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, query, keys, values, tied, parts):
-        ctx.tied, ctx.parts = tied, parts
-        # One row more than there are positions: where the padding of small groups reads and writes.
-        q = _padded_sort(query, parts.order)  # (N + 1, d_in)
-        output = q.new_empty(len(q), values.shape[1])
-        weights = []
-        for a, b, first, last in parts.slices:
-            weight = (q[a:b] @ keys[first:last].T).softmax(dim=-1)  # (n, d_t)
-            torch.mm(weight, values[first:last], out=output[a:b])
-            weights.append(weight)
-        for positions, rows, _, padding_mask in parts.buckets:
-            key = embedding(rows, keys)  # (G, R, d_in)
-            value = key if tied else embedding(rows, values)  # (G, R, d_emb)
-            scores = embedding(positions, q) @ key.mT  # (G, P, R)
-            weight = scores.masked_fill_(padding_mask, -torch.inf).softmax(dim=-1)
-            output.index_copy_(0, positions.flatten(), (weight @ value).flatten(0, 1))
-            weights.append(weight)
-        output.index_copy_(0, parts.single_positions, embedding(parts.single_rows, values))
-        ctx.save_for_backward(q, keys, values, *weights)
-        return embedding(parts.inverse, output)
+def backward(
+    grad_output: Tensor,
+    query: Tensor,
+    token_ids: Tensor,
+    bounds: Tensor,
+    keys: Tensor,
+    values: Tensor | None,
+    flat: Tensor,
+) -> list[Tensor]:
+    """The gradients of query, keys and, unless they are None, values; `flat` is from `forward`."""
+    tied, values = values is None, keys if values is None else values
+    parts = make_parts(group_by_token(token_ids, bounds), len(keys))
+    q, g = _padded_sort(query, parts.order), _padded_sort(grad_output, parts.order)
+    _, weights = _weights(parts, q, flat)
+    grad_q = torch.zeros_like(q)
+    # One row more than the table has: where the padding of small groups writes.
+    grad_keys = keys.new_zeros(len(keys) + 1, keys.shape[1])
+    grad_values = grad_keys if tied else values.new_zeros(len(values) + 1, values.shape[1])
+    for (a, b, first, last), weight in zip(parts.slices, weights, strict=False):
+        grad_scores = _softmax_backward(g[a:b] @ values[first:last].T, weight)  # (n, d_t)
+        torch.mm(grad_scores, keys[first:last], out=grad_q[a:b])
+        torch.mm(grad_scores.T, q[a:b], out=grad_keys[first:last])
+        grad_values[first:last].addmm_(weight.T, g[a:b])
+    for bucket, weight in zip(parts.buckets, weights[len(parts.slices) :], strict=True):
+        positions, rows, target, _ = bucket
+        x, grad, key = embedding(positions, q), embedding(positions, g), embedding(rows, keys)
+        value = key if tied else embedding(rows, values)
+        grad_scores = _softmax_backward(grad @ value.mT, weight)  # (G, P, R)
+        grad_q.index_copy_(0, positions.flatten(), (grad_scores @ key).flatten(0, 1))
+        grad_key, grad_value = grad_scores.mT @ x, weight.mT @ grad  # (G, R, d_in or d_emb)
+        if tied:
+            grad_key += grad_value
+        else:
+            grad_values.index_copy_(0, target.flatten(), grad_value.flatten(0, 1))
+        grad_keys.index_copy_(0, target.flatten(), grad_key.flatten(0, 1))
+    grad_values.index_add_(0, parts.single_rows, embedding(parts.single_positions, g))
+    gradients = [embedding(parts.inverse, grad_q), grad_keys[:-1]]
+    return gradients if tied else [*gradients, grad_values[:-1]]
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_output):
-        tied, parts = ctx.tied, ctx.parts
-        q, keys, values, *weights = ctx.saved_tensors
-        g = _padded_sort(grad_output, parts.order)  # (N + 1, d_emb)
-        grad_q = torch.zeros_like(q)
-        # One row more than the table has: where the padding of small groups writes.
-        grad_keys = keys.new_zeros(len(keys) + 1, keys.shape[1])
-        grad_values = grad_keys if tied else values.new_zeros(len(values) + 1, values.shape[1])
-        for (a, b, first, last), weight in zip(parts.slices, weights, strict=False):
-            grad_scores = _softmax_backward(g[a:b] @ values[first:last].T, weight)  # (n, d_t)
-            torch.mm(grad_scores, keys[first:last], out=grad_q[a:b])
-            torch.mm(grad_scores.T, q[a:b], out=grad_keys[first:last])
-            grad_values[first:last].addmm_(weight.T, g[a:b])
-        for bucket, weight in zip(parts.buckets, weights[len(parts.slices) :], strict=True):
-            positions, rows, target, _ = bucket
-            x, grad, key = embedding(positions, q), embedding(positions, g), embedding(rows, keys)
-            value = key if tied else embedding(rows, values)
-            grad_scores = _softmax_backward(grad @ value.mT, weight)  # (G, P, R)
-            grad_q.index_copy_(0, positions.flatten(), (grad_scores @ key).flatten(0, 1))
-            grad_key, grad_value = grad_scores.mT @ x, weight.mT @ grad  # (G, R, d_in or d_emb)
-            if tied:
-                grad_key += grad_value
-            else:
-                grad_values.index_copy_(0, target.flatten(), grad_value.flatten(0, 1))
-            grad_keys.index_copy_(0, target.flatten(), grad_key.flatten(0, 1))
-        grad_values.index_add_(0, parts.single_rows, embedding(parts.single_positions, g))
-        grad_values = None if tied else grad_values[:-1]
-        return embedding(parts.inverse, grad_q), grad_keys[:-1], grad_values, None, None
+
+def _few(token_ids: Tensor, bounds: Tensor, width: int) -> bool:
+    """Whether gathering these ids' keys (rows, width) beats grouping, in decoding on a CPU."""
+    positions = len(token_ids)
+    if token_ids.is_cuda or not 0 < positions * width <= FEW:
+        return False
+    check_range(*token_ids.aminmax(), len(bounds) - 1)
+    longest = int((bounds[token_ids + 1] - bounds[token_ids]).max())
+    return positions * longest * width <= FEW
+
+
+def _weights(parts: Parts, q: Tensor, flat: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
+    """A new or given tensor of one dimension, and its parts by slice (n, d_t) and bucket (G, P, R)."""
+    shapes = [(b - a, last - first) for a, b, first, last in parts.slices]
+    shapes += [(*bucket.positions.shape, bucket.rows.shape[1]) for bucket in parts.buckets]
+    sizes = [prod(shape) for shape in shapes]
+    flat = q.new_empty(sum(sizes)) if flat is None else flat
+    return flat, [part.view(shape) for part, shape in zip(flat.split(sizes), shapes, strict=True)]
 
 
 def _padded_sort(x: Tensor, order: Tensor) -> Tensor:

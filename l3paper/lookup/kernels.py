@@ -27,7 +27,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 try:
     import triton
@@ -113,7 +112,7 @@ def _cut(
 
 
 def available(device: torch.device) -> bool:
-    """Whether `attend` can serve tensors there: on CUDA with Triton, or anywhere in its interpreter.
+    """Whether the kernels can serve tensors there: on CUDA with Triton, or anywhere in its interpreter.
 
     The interpreter cannot multiply bfloat16.
     """
@@ -122,44 +121,51 @@ def available(device: torch.device) -> bool:
     return device.type == "cuda" or not isinstance(_forward, triton.JITFunction)
 
 
-def attend(query: Tensor, keys: Tensor, values: Tensor, tiles: Tiles) -> Tensor:
-    """softmax(K_t query) V_t for every position, t its token: as every lookup does.
+def forward(
+    query: Tensor, keys: Tensor, values: Tensor | None, order: Tensor, positions: Tensor, rows: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The lookup of `l3paper.lookup.reference`, and the logsumexp (N,) of the scores for `backward`.
 
-    query (N, d_in), keys (v, d_in), values (v, d_emb) to output (N, d_emb), all of one floating type
-    on a device that is `available`. Values that are the keys' very tensor are tied: the gradient of
-    both is one tensor. Rows of absent tokens get exactly zero gradient. The gradients cannot be
-    differentiated again: a second backward pass raises RuntimeError.
+    query (N, d_in), keys (v, d_in) and values (v, d_emb), or None for the keys, are of one floating
+    type on a device that is `available`; the others are `Tiles`.
     """
-    return _Attend.apply(query, keys, values, values is keys, tiles)
+    query, keys = query.contiguous(), keys.contiguous()
+    values = keys if values is None else values.contiguous()
+    output = query.new_empty(len(query), values.shape[1])
+    logsumexp = query.new_empty(len(query), dtype=sum_type(query))
+    _launch(_forward, positions, (query, keys, values, order, logsumexp), output)
+    return output, logsumexp
 
 
-class _Attend(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, query, keys, values, tied, tiles):
-        ctx.tied, ctx.tiles = tied, tiles
-        query, keys, values = query.contiguous(), keys.contiguous(), values.contiguous()
-        output = query.new_empty(len(query), values.shape[1])
-        sums = torch.promote_types(query.dtype, torch.float32)
-        logsumexp = query.new_empty(len(query), dtype=sums)
-        _launch(_forward, tiles.positions, (query, keys, values, tiles.order, logsumexp), output)
-        ctx.save_for_backward(query, keys, values, tiles.order, logsumexp, output)
-        return output
+def backward(
+    grad_output: Tensor,
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor | None,
+    order: Tensor,
+    positions: Tensor,
+    rows: Tensor,
+    output: Tensor,
+    logsumexp: Tensor,
+) -> list[Tensor]:
+    """The gradients of query, keys and, unless they are None, values; rows of absent tokens get 0."""
+    tied = values is None
+    query, keys = query.contiguous(), keys.contiguous()
+    values = keys if tied else values.contiguous()
+    delta = torch.empty_like(logsumexp)
+    inputs = query, keys, values, order, logsumexp, delta, grad_output.contiguous()
+    gradients = [torch.empty_like(query), torch.zeros_like(keys)]
+    _launch(_grad_query, positions, (*inputs, output), gradients[0])
+    _launch(_grad_table, rows, inputs, gradients[1], KEYS=True, VALUES=tied)
+    if not tied:
+        gradients.append(torch.zeros_like(values))
+        _launch(_grad_table, rows, inputs, gradients[2], KEYS=False, VALUES=True)
+    return gradients
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_output):
-        tied, tiles = ctx.tied, ctx.tiles
-        *inputs, output = ctx.saved_tensors
-        query, keys, values, _, logsumexp = inputs
-        inputs += [torch.empty_like(logsumexp), grad_output.contiguous()]  # the first is delta
-        grad_query, grad_keys = torch.empty_like(query), torch.zeros_like(keys)
-        _launch(_grad_query, tiles.positions, (*inputs, output), grad_query)
-        _launch(_grad_table, tiles.rows, inputs, grad_keys, KEYS=True, VALUES=tied)
-        if tied:
-            return grad_query, grad_keys, None, None, None
-        grad_values = torch.zeros_like(values)
-        _launch(_grad_table, tiles.rows, inputs, grad_values, KEYS=False, VALUES=True)
-        return grad_query, grad_keys, grad_values, None, None
+
+def sum_type(query: Tensor) -> torch.dtype:
+    """The type of sums and softmax."""
+    return torch.promote_types(query.dtype, torch.float32)
 
 
 def _launch(kernel, tiles: Tensor, inputs, result: Tensor, **flags: bool) -> None:

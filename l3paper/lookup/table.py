@@ -13,19 +13,15 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
 
 from l3paper.allocation import allocation_to_bounds
 from l3paper.errors import at_least, one_of
-from l3paper.lookup import LOOKUPS, Lookup, Plan, padded
-from l3paper.lookup.grouped import grouped, make_plan
+from l3paper.lookup import LOOKUPS, Lookup, Plan
+from l3paper.lookup.grouped import check_range
 from l3paper.lookup.offload import RowStore, StoredPlan
-from l3paper.parts.device import eager
-
-FEW = 2**18
-"""The most numbers, with padding, that are gathered to look up few positions without grouping them.
-
-There, both ways take the same time on two CPU cores, at widths from 64 to 1,024.
-"""
+from l3paper.lookup.operators import make_plan
+from l3paper.parts.device import autocasts, eager
 
 
 class RowTable(nn.Module):
@@ -140,28 +136,32 @@ class RowTable(nn.Module):
                 )
             if complaint := _complaint(bounds, self.n_emb):
                 raise ValueError(complaint)
-            self._checked = self.bounds, version, hashlib.sha256(bounds.numpy().tobytes()).hexdigest()
+            # A list, since a tensor has no bytes to show inside the transforms of torch.func.
+            digest = hashlib.sha256(str(bounds.tolist()).encode()).hexdigest()
+            self._checked = self.bounds, version, digest
         return self._checked[2]
 
-    @eager
     def plan(self, token_ids: Tensor) -> Plan:
         """How the positions with these ids (...) are looked up.
 
         It serves all layers with the same `bounds_id` and `lookup`, unless a store serves the rows:
         then the plan brings them, and their copy starts now. Raises ValueError for bounds that are
-        not set or not valid and, on the CPU, for ids outside the vocabulary.
+        not set or not valid and, on the CPU, for ids outside the vocabulary; what is compiled finds
+        only those of the batch's tokens, and when it runs.
         """
-        self._check_ids(token_ids)
-        ids = token_ids.flatten()
+        if not isinstance(token_ids, Tensor) or token_ids.dtype not in (torch.long, torch.int):
+            raise ValueError("token_ids must be a tensor of integers, int64 or int32")
         if self.store is not None:
-            rows = self.store.fetch(ids)
-            few = self.lookup is grouped and _few(rows.token_ids, rows.bounds, self.n_embd)
-            return StoredPlan(padded if few else self.lookup, rows.token_ids, rows.bounds, rows)
-        if self.lookup is not grouped:
-            return Plan(self.lookup, ids, self.bounds)
-        if _few(ids, self.bounds, self.n_embd):
-            return Plan(padded, ids, self.bounds)
-        return make_plan(ids, self.bounds, self.n_emb)
+            return self._fetch(token_ids.flatten())
+        if not _is_traced(token_ids):
+            self._check(token_ids)
+        return make_plan(self.lookup, token_ids.flatten(), self.bounds, self.n_emb)
+
+    @eager
+    def _fetch(self, ids: Tensor) -> StoredPlan:
+        self._check(ids)
+        rows = self.store.fetch(ids)
+        return StoredPlan(self.lookup, rows.token_ids, rows.bounds, rows)
 
     def look_up(self, query: Tensor, token_ids: Tensor, plan: Plan | None = None) -> Tensor:
         """V_t^T softmax(K_t query), where t is each position's token: (..., n_embd) to (..., d_emb).
@@ -171,30 +171,22 @@ class RowTable(nn.Module):
         if plan is None:
             plan = self.plan(token_ids)
         keys, values = _autocast(*self.prepare(*(plan.tables or self.tables())))
-        looked_up = _run(plan, query.reshape(-1, self.n_embd), keys, values)  # (N, d_emb)
+        looked_up = plan(query.reshape(-1, self.n_embd), keys, values)  # (N, d_emb)
         return looked_up.view(*query.shape[:-1], self.d_emb)
 
     def prepare(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Rows of the tables as the lookup takes them: as they are, unless a variant changes them."""
         return keys, values
 
-    def _check_ids(self, token_ids: Tensor) -> None:
+    def _check(self, token_ids: Tensor) -> None:
         self.bounds_id()
-        if not isinstance(token_ids, Tensor) or token_ids.dtype not in (torch.long, torch.int):
-            raise ValueError("token_ids must be a tensor of integers, int64 or int32")
-        vocab_size = len(self.bounds) - 1
-        if token_ids.is_cuda:  # to look would be to wait for the device
-            return
-        if token_ids.numel() and not 0 <= token_ids.min() <= token_ids.max() < vocab_size:
-            raise ValueError(
-                f"token_ids span {int(token_ids.min())} .. {int(token_ids.max())}; "
-                f"the bounds cover 0 .. {vocab_size - 1}"
-            )
+        if token_ids.numel() and not token_ids.is_cuda:  # to look would be to wait for the device
+            check_range(*token_ids.aminmax(), len(self.bounds) - 1)
 
 
-@eager
-def _run(plan: Plan, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    return plan(query, keys, values)
+def _is_traced(x: Tensor) -> bool:
+    """Whether `x` holds no numbers: a compiler follows the code, or only shapes are asked for."""
+    return torch.compiler.is_compiling() or x.is_meta or isinstance(x, FakeTensor)
 
 
 def _autocast(keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -204,20 +196,11 @@ def _autocast(keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     of the whole table, and its text must not depend on where the table is.
     """
     kind = keys.device.type
-    if not torch.is_autocast_enabled(kind) or not (torch.is_grad_enabled() and keys.requires_grad):
+    if not (autocasts(kind) and torch.is_grad_enabled() and keys.requires_grad):
         return keys, values
     low = torch.get_autocast_dtype(kind)
     copy = keys.to(low)
     return copy, copy if values is keys else values.to(low)
-
-
-def _few(token_ids: Tensor, bounds: Tensor, width: int) -> bool:
-    """Whether gathering these ids' keys (rows, width) beats grouping, in decoding on a CPU."""
-    positions = token_ids.numel()
-    if torch.is_grad_enabled() or token_ids.is_cuda or not 0 < positions * width <= FEW:
-        return False
-    longest = int((bounds[token_ids + 1] - bounds[token_ids]).max())
-    return positions * longest * width <= FEW
 
 
 def _complaint(bounds: Tensor, n_emb: int) -> str | None:

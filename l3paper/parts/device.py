@@ -24,6 +24,16 @@ def precision(model: nn.Module) -> torch.autocast:
     return torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda")
 
 
+def autocasts(kind: str) -> bool:
+    """Whether autocast is on for this type of device; the meta device has none."""
+    return kind != "meta" and torch.is_autocast_enabled(kind)
+
+
+def exactly(kind: str) -> AbstractContextManager:
+    """A context in which nothing is cast automatically on this type of device."""
+    return nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False)
+
+
 def eager(function: Callable) -> Callable:
     """Break the graph of a compiled model at this function, as `torch.compiler.disable` does.
 

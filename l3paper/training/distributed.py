@@ -25,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from l3paper.gpt import GPT
-from l3paper.lookup.grouped import grouped
+from l3paper.lookup.operators import grouped
 from l3paper.parts.device import pick_device
 
 
