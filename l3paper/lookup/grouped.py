@@ -12,6 +12,7 @@ tensor per slice.
 On CUDA with Triton, the kernels of `l3paper.lookup.kernels` do the same for all groups at once.
 """
 
+from itertools import chain
 from math import prod
 from typing import NamedTuple
 
@@ -75,7 +76,7 @@ class Bucket(NamedTuple):
     positions: Tensor  # (G, P) places in the sorted order; padded with N, one past the last
     rows: Tensor  # (G, R) rows of the table; padded with the group's first
     target: Tensor  # (G, R) the same; padded with n_emb, one past the last
-    padding_mask: Tensor  # (G, 1, R) True for padding
+    padding_mask: Tensor | None  # (G, 1, R) True for padding, for the forward pass
 
 
 class Parts(NamedTuple):
@@ -116,6 +117,32 @@ def make_parts(groups: Groups, n_emb: int) -> Parts:
     return Parts(order, inverse, single_positions, single_rows, slices, buckets)
 
 
+def pack(parts: Parts) -> Tensor:
+    """All parts in one tensor (n,), for an operator to return."""
+    shapes = [[*bucket.positions.shape, bucket.rows.shape[1]] for bucket in parts.buckets]
+    header = len(shapes), len(parts.slices), len(parts.single_rows)
+    numbers = torch.tensor([*header, *chain(*shapes, *parts.slices)], device=parts.order.device)
+    buckets = [x.flatten() for bucket in parts.buckets for x in bucket[:3]]
+    return torch.cat([numbers, *parts[:4], *buckets])
+
+
+def unpack(packed: Tensor, n_positions: int) -> Parts:
+    """What `pack` packed, without the padding masks."""
+    n_buckets, n_slices, n_single = packed[:3].tolist()
+    start = 3 + 3 * n_buckets + 4 * n_slices
+    numbers = packed[3:start].tolist()
+    shapes = [numbers[i : i + 3] for i in range(0, 3 * n_buckets, 3)]
+    slices = [numbers[i : i + 4] for i in range(3 * n_buckets, len(numbers), 4)]
+    sizes = [start, n_positions, n_positions, n_single, n_single]
+    sizes += [size for g, p, r in shapes for size in (g * p, g * r, g * r)]
+    _, order, inverse, single_positions, single_rows, *rest = packed.split(sizes)
+    buckets = [
+        Bucket(*(x.view(shape[0], -1) for x in rest[3 * i : 3 * i + 3]), None)
+        for i, shape in enumerate(shapes)
+    ]
+    return Parts(order, inverse, single_positions, single_rows, slices, buckets)
+
+
 def forward(
     query: Tensor,
     token_ids: Tensor,
@@ -123,15 +150,16 @@ def forward(
     keys: Tensor,
     values: Tensor | None,
     training: bool,
-) -> tuple[Tensor, Tensor]:
-    """The lookup of `l3paper.lookup.reference`, and all softmax weights for `backward`, flattened.
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The lookup of `l3paper.lookup.reference`, and what `backward` needs: the queries in the sorted
+    order, all softmax weights, flattened, and the parts, packed.
 
-    Values of None are the keys. Without `training` there are no weights, and few positions are gathered
+    Values of None are the keys. Without `training` the three are empty, and few positions are gathered
     as in `padded`.
     """
     tied, values = values is None, keys if values is None else values
     if not training and _few(token_ids, bounds, keys.shape[1]):
-        return padded(query, token_ids, bounds, keys, values), query.new_empty(0)
+        return padded(query, token_ids, bounds, keys, values), *_nothing(query)
     parts = make_parts(group_by_token(token_ids, bounds), len(keys))
     # One row more than there are positions: where the padding of small groups reads and writes.
     q = _padded_sort(query, parts.order)  # (N + 1, d_in)
@@ -148,22 +176,17 @@ def forward(
         torch.softmax(scores.masked_fill_(padding_mask, -torch.inf), dim=-1, out=weight)
         output.index_copy_(0, positions.flatten(), (weight @ value).flatten(0, 1))
     output.index_copy_(0, parts.single_positions, embedding(parts.single_rows, values))
-    return embedding(parts.inverse, output), flat if training else q.new_empty(0)
+    saved = (q, flat, pack(parts)) if training else _nothing(query)
+    return embedding(parts.inverse, output), *saved
 
 
 def backward(
-    grad_output: Tensor,
-    query: Tensor,
-    token_ids: Tensor,
-    bounds: Tensor,
-    keys: Tensor,
-    values: Tensor | None,
-    flat: Tensor,
+    grad_output: Tensor, keys: Tensor, values: Tensor | None, q: Tensor, flat: Tensor, packed: Tensor
 ) -> list[Tensor]:
-    """The gradients of query, keys and, unless they are None, values; `flat` is from `forward`."""
+    """The gradients of query, keys and, unless they are None, values, by what `forward` kept."""
     tied, values = values is None, keys if values is None else values
-    parts = make_parts(group_by_token(token_ids, bounds), len(keys))
-    q, g = _padded_sort(query, parts.order), _padded_sort(grad_output, parts.order)
+    parts = unpack(packed, len(q) - 1)
+    g = _padded_sort(grad_output, parts.order)  # (N + 1, d_emb)
     _, weights = _weights(parts, q, flat)
     grad_q = torch.zeros_like(q)
     # One row more than the table has: where the padding of small groups writes.
@@ -189,6 +212,10 @@ def backward(
     grad_values.index_add_(0, parts.single_rows, embedding(parts.single_positions, g))
     gradients = [embedding(parts.inverse, grad_q), grad_keys[:-1]]
     return gradients if tied else [*gradients, grad_values[:-1]]
+
+
+def _nothing(query: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return query.new_empty(0, query.shape[1]), query.new_empty(0), query.new_empty(0, dtype=torch.long)
 
 
 def _few(token_ids: Tensor, bounds: Tensor, width: int) -> bool:

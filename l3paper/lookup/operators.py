@@ -5,7 +5,7 @@ only the shapes of the results, and what to call: one operator forward, one for 
 
     operator             computes                              keeps for its gradients
     --------             --------                              -----------------------
-    l3paper::grouped     `l3paper.lookup.grouped`              all softmax weights, flattened
+    l3paper::grouped     `l3paper.lookup.grouped`              the softmax weights, and how it grouped
     l3paper::tiled       `l3paper.lookup.kernels`, on CUDA     the logsumexp of the scores
     l3paper::reference   `loop`, `padded` or `blocked`         nothing: they are those of grouped
 
@@ -39,9 +39,9 @@ def grouped(query: Tensor, token_ids: Tensor, bounds: Tensor, keys: Tensor, valu
     with exactly(query.device.type):
         asked = query.to(keys.dtype), token_ids, bounds, keys, None if values is keys else values
         if torch.is_grad_enabled() and not torch.compiler.is_exporting():
-            output, _ = _Grouped.apply(*asked)
+            output, *_ = _Grouped.apply(*asked)
         else:
-            output, _ = GROUPED(*asked, False)
+            output, *_ = GROUPED(*asked, False)
     return output.to(query.dtype)
 
 
@@ -91,12 +91,20 @@ def _operator(name: str, arguments: str, results: str, compute: Callable, shapes
 
 
 def _grouped_shapes(query, token_ids, bounds, keys, values, training):
-    size = 0
-    # The meta device, and shapes asked for without a compiler, cannot name a size that depends on ids.
-    if training and query.device.type != "meta":
+    positions = weights = packed = 0
+    if training:
+        positions = query.shape[0] + 1
+        # The meta device, and shapes asked for without a compiler, cannot name sizes that ids decide.
         with suppress(DynamicOutputShapeException):
-            size = torch.library.get_ctx().new_dynamic_size()
-    return _output(query, keys, values), query.new_empty(size)
+            if query.device.type != "meta":
+                context = torch.library.get_ctx()
+                weights, packed = context.new_dynamic_size(), context.new_dynamic_size()
+    return (
+        _output(query, keys, values),
+        query.new_empty(positions, query.shape[1]),
+        query.new_empty(weights),
+        token_ids.new_empty(packed, dtype=torch.long),
+    )
 
 
 def _output(query: Tensor, keys: Tensor, values: Tensor | None) -> Tensor:
@@ -111,14 +119,18 @@ _INPUTS = "Tensor query, Tensor token_ids, Tensor bounds, Tensor keys, Tensor? v
 _TILED = "Tensor query, Tensor keys, Tensor? values, Tensor order, Tensor positions, Tensor rows"
 
 GROUPED = _operator(
-    "grouped", f"{_INPUTS}, bool training", "(Tensor, Tensor)", groups.forward, _grouped_shapes
+    "grouped",
+    f"{_INPUTS}, bool training",
+    "(Tensor, Tensor, Tensor, Tensor)",
+    groups.forward,
+    _grouped_shapes,
 )
 GROUPED_BACKWARD = _operator(
     "grouped_backward",
-    f"Tensor grad_output, {_INPUTS}, Tensor weights",
+    "Tensor grad_output, Tensor keys, Tensor? values, Tensor q, Tensor weights, Tensor packed",
     "Tensor[]",
     groups.backward,
-    lambda grad, query, token_ids, bounds, keys, values, weights: _shapes(query, keys, values),
+    lambda grad, keys, values, q, weights, packed: _shapes(q[:-1], keys, values),
 )
 TILED = _operator(
     "tiled",
@@ -180,11 +192,11 @@ class _Grouped(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(*inputs, output[1])
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(*inputs[3:], *output[1:])
 
     @staticmethod
-    def backward(ctx, grad_output, _):
+    def backward(ctx, grad_output, *_):
         grad_query, *grad_tables = _gradients(GROUPED_BACKWARD, grad_output, *ctx.saved_tensors)
         return grad_query, None, None, *_two(grad_tables)
 
@@ -216,10 +228,9 @@ class _Reference(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_output):
-        _, weights = GROUPED(*ctx.saved_tensors, True)
-        grad_query, *grad_tables = _gradients(
-            GROUPED_BACKWARD, grad_output, *ctx.saved_tensors, weights
-        )
+        _, *kept = GROUPED(*ctx.saved_tensors, True)
+        keys_values = ctx.saved_tensors[3:]
+        grad_query, *grad_tables = _gradients(GROUPED_BACKWARD, grad_output, *keys_values, *kept)
         return grad_query, None, None, *_two(grad_tables), None
 
 

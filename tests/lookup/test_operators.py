@@ -164,8 +164,8 @@ def test_operators_keep_pytorchs_rules(tied):
         for t in make_inputs(ALLOC, 30, 6, 6, tied, 0)
     )
     given = query, token_ids, bounds, keys, None if tied else values
-    _, weights = operators.GROUPED(*given, True)
+    _, *kept = operators.GROUPED(*given, True)
     torch.library.opcheck(operators.GROUPED, (*given, True))
     torch.library.opcheck(operators.GROUPED, (*given, False))
-    torch.library.opcheck(operators.GROUPED_BACKWARD, (query, *given, weights))
+    torch.library.opcheck(operators.GROUPED_BACKWARD, (query, *given[3:], *kept))
     torch.library.opcheck(operators.REFERENCE, (*given, "loop"))
