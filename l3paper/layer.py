@@ -26,6 +26,27 @@ def rms_norm(x: Tensor) -> Tensor:
     return F.rms_norm(x, (x.shape[-1],))
 
 
+class Projection(nn.Module):
+    """W x, W a matrix (width, in_features).
+
+    It is not an nn.Linear: those the initialisers of many frameworks draw again, W_mix = 0 included.
+    """
+
+    def __init__(self, in_features: int, width: int, **factory):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width, in_features, **factory))
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draw the matrix again; outputs start with the variance of the inputs."""
+        nn.init.normal_(self.weight, std=self.weight.shape[1] ** -0.5, generator=generator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight)
+
+    def extra_repr(self) -> str:
+        return " -> ".join(map(str, reversed(self.weight.shape)))
+
+
 class L3Layer(RowTable):
     """Large Lookup Layer (paper, section 3).
 
@@ -70,20 +91,20 @@ class L3Layer(RowTable):
         super().__init__(n_embd, n_emb, tie_kv, d_emb, lookup, vocab_size, bounds, device, dtype)
         at_least(1, d_up=d_up)
         self.d_up = d_up
-        self.w_up = nn.Linear(d_emb, d_up, bias=False, device=device, dtype=dtype)
-        self.w_mix = nn.Linear(d_up + n_embd, n_embd, bias=False, device=device, dtype=dtype)
+        self.w_up = Projection(d_emb, d_up, device=device, dtype=dtype)
+        self.w_mix = Projection(d_up + n_embd, n_embd, device=device, dtype=dtype)
         self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draw every parameter again; W_mix starts at zero, so a fresh layer adds nothing."""
         super().reset_parameters(generator)
-        for linear in self.projections():
-            nn.init.normal_(linear.weight, std=linear.in_features**-0.5, generator=generator)
+        for projection in self.projections():
+            projection.reset_parameters(generator)
         nn.init.zeros_(self.w_mix.weight)
 
-    def projections(self) -> list[nn.Linear]:
+    def projections(self) -> list[Projection]:
         """The layer's matrices beside its tables: W_up and W_mix."""
-        return [module for module in self.children() if isinstance(module, nn.Linear)]
+        return [module for module in self.children() if isinstance(module, Projection)]
 
     def forward(self, x: Tensor, token_ids: Tensor, plan: Plan | None = None) -> Tensor:
         """x (..., n_embd) and token_ids (...) to the residual's delta (..., n_embd).

@@ -7,7 +7,7 @@ The paper does not ablate them. Every variant takes the arguments of `L3Layer`; 
 import torch
 from torch import Tensor, nn
 
-from l3paper.layer import L3Layer, rms_norm
+from l3paper.layer import L3Layer, Projection, rms_norm
 from l3paper.lookup import Plan
 
 
@@ -60,13 +60,13 @@ class RandomStart(L3Layer):
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         super().reset_parameters(generator)
-        nn.init.normal_(self.w_mix.weight, std=self.w_mix.in_features**-0.5, generator=generator)
+        self.w_mix.reset_parameters(generator)
 
 
 def _narrow_mix(layer: L3Layer, width: int) -> None:
     """Give the layer a W_mix that takes `width` numbers."""
     like = {"device": layer.w_mix.weight.device, "dtype": layer.w_mix.weight.dtype}
-    layer.w_mix = nn.Linear(width, layer.n_embd, bias=False, **like)
+    layer.w_mix = Projection(width, layer.n_embd, **like)
     layer.reset_parameters()
 
 

@@ -198,3 +198,32 @@ def test_shards_need_several_processes(text_file, tmp_path, capsys):
     flags = [*flags_of(KINDS["tied"]), f"--data={text_file}", f"--record={tmp_path / 'r.json'}"]
     assert main([*flags, "--shard"]) == 2
     assert "shard is set, but there is one process" in capsys.readouterr().err
+
+
+BROADCAST = """
+import torch, torch.distributed as dist
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from torch.distributed.fsdp import fully_shard
+from l3paper import L3Layer, allocation_to_bounds
+dist.init_process_group("gloo")
+torch.manual_seed(0)
+bounds = allocation_to_bounds([3, 1, 4, 2])
+whole = L3Layer(8, 10, 16, bounds=bounds)
+torch.nn.init.normal_(whole.w_mix.weight)
+layer = L3Layer(8, 10, 16, vocab_size=4, device="meta")
+fully_shard(layer)
+layer.to_empty(device="cpu")
+state = whole.state_dict() if dist.get_rank() == 0 else {}
+options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+set_model_state_dict(layer, state, options=options)
+assert torch.equal(layer.bounds, bounds)
+x, ids = torch.randn(2, 5, 8), torch.randint(4, (2, 5))
+torch.testing.assert_close(layer(x, ids), whole(x, ids))
+dist.destroy_process_group()
+"""
+
+
+def test_a_sharded_layer_takes_its_bounds_from_the_first_process(tmp_path):
+    (tmp_path / "program.py").write_text(BROADCAST)
+    done = run_ranks(2, tmp_path / "program.py", [])
+    assert done.returncode == 0, done.stderr
