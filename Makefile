@@ -37,8 +37,9 @@ gpu: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(READY))
 	$(GPU_PYTHON) -m l3paper.gpu $(PARTS)
 
 book: .venv/.book
+	rm -rf build/pages build/book
 	mkdir -p build/pages
-	$(BIN)/python -m sphinx -q -W --keep-going -c .book -d build/doctrees build/pages build/book
+	$(BIN)/python -m sphinx -q -E -W --keep-going -c .book -d build/doctrees build/pages build/book
 	@echo "the book is build/book/index.html"
 
 book-test: book

@@ -4,6 +4,7 @@ Sphinx reads build/pages, which this file fills with links to the repository's o
 page per module. Nothing is executed, and the finished pages load nothing from the network.
 """
 
+import inspect
 import os
 import re
 import shutil
@@ -99,12 +100,14 @@ copybutton_selector = "div.highlight:not(.stream) > pre"
 
 mathjax_path = "mathjax/tex-chtml.js"
 
+viewcode_follow_imported_members = False
 add_module_names = False
 toc_object_entries_show_parents = "hide"
 default_role = "py:obj"
 highlight_language = "none"
 autosummary_generate = False
-autodoc_default_options = {"members": True, "show-inheritance": True, "member-order": "bysource"}
+autodoc_default_options = {"members": True, "show-inheritance": True, "ignore-module-all": True}
+autodoc_member_order = "bysource"
 autodoc_inherit_docstrings = False
 autodoc_typehints_format = "short"
 python_maximum_signature_line_length = 88
@@ -135,11 +138,10 @@ if repository := os.environ.get("BOOK_REPOSITORY"):
 
 def write_pages() -> None:
     """Fill build/pages: copies of the repository's own files, and the reference."""
-    shutil.rmtree(PAGES)
     for path in (path for pattern in COPIED for path in ROOT.glob(pattern)):
         page = PAGES / path.relative_to(ROOT)
         page.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(path, page)  # with its time, so that Sphinx skips what it has read before
+        shutil.copy2(path, page)
     (PAGES / "README.md").rename(PAGES / "index.md")
     reference = PAGES / "api"
     reference.mkdir()
@@ -148,7 +150,8 @@ def write_pages() -> None:
     index += [f"   ~{getattr(l3paper, name).__module__}.{name}" for name in l3paper.__all__]
     index += ["```"]
     for group, modules in MODULES.items():
-        index += ["", f"## {group}", "", "```{toctree}", *modules, "```"]
+        index += ["", f"## {group}", "", "```{toctree}", ":titlesonly:"]
+        index += [*(f"{module} <{module}>" for module in modules), "```"]
         for module in modules:
             text = f"# l3paper.{module}\n\n```{{eval-rst}}\n.. automodule:: l3paper.{module}\n```\n"
             (reference / f"{module}.md").write_text(text)
@@ -169,6 +172,11 @@ def read_page(app, docname: str, source: list[str]) -> None:
     source[0] = re.sub(r"\]\(([\w./]+\.(?:md|py))(?=[#)])", to_page, source[0])
     if docname == "index":
         source[0] += CONTENTS
+
+
+def skip_member(app, what, name: str, obj, skip: bool, options) -> bool | None:
+    """Show public functions and methods even if they have no docstring."""
+    return False if skip and inspect.isfunction(obj) and not name.startswith("_") else None
 
 
 def plain_docstring(app, what, name, obj, options, lines: list[str]) -> None:
@@ -197,7 +205,7 @@ def _escaped(text: str) -> str:
     """With signs for emphasis and references escaped, except between backticks."""
     parts = text.split("`")
     parts[::2] = [re.sub(r"([*|\\]|_\b)", r"\\\1", part) for part in parts[::2]]
-    return "`".join(parts)
+    return "`".join(parts).replace(" .. ", " … ")  # which a summary does not take for its end
 
 
 def copy_mathjax(app, exception: Exception | None) -> None:
@@ -215,6 +223,7 @@ def copy_mathjax(app, exception: Exception | None) -> None:
 def setup(app) -> None:
     write_pages()
     app.connect("source-read", read_page)
+    app.connect("autodoc-skip-member", skip_member)
     app.connect("autodoc-process-docstring", plain_docstring, priority=400)
     app.connect("doctree-read", widget.insert)
     app.connect("build-finished", copy_mathjax)
