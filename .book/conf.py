@@ -1,10 +1,11 @@
 """The book: the committed notebooks, the README files and the docstrings as one website (`make book`).
 
-Sphinx reads build/pages, which this file fills with links to the repository's own files and with one
-page per module. Nothing is executed, and the finished pages load nothing from the network.
+Sphinx reads build/pages, which this file fills with copies of the repository's own files and with
+one page per module. Nothing is executed, and the finished pages load nothing from the network.
 """
 
 import inspect
+import json
 import os
 import re
 import shutil
@@ -12,47 +13,35 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+from docutils import nodes
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ROOT / "build" / "pages"
 sys.path.insert(0, str(ROOT / ".book"))
 
-import widget  # noqa: E402
+import steps  # noqa: E402
 
 import l3paper  # noqa: E402
 
-COPIED = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "l3paper/README.md"]
+COPIED = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "LICENSE", "l3paper/README.md"]
 COPIED += ["notebooks/*.md", "notebooks/*.ipynb", "figures/*.png", "figures/*.gif", "figures/**/*.md"]
 
 MODULES = {
-    "The paper": ["allocation", "layer", "gpt"],
-    "The lookup": ["lookup", "lookup.reference", "lookup.grouped", "lookup.table", "lookup.offload"],
-    "Train and generate": [
-        "train",
-        "training.config",
-        "training.build",
-        "training.evaluation",
-        "generate",
-        "checkpoints.model",
-        "checkpoints.run",
-    ],
-    "Data": ["data.sources", "data.tokenizer", "data.streams", "data.batches"],
-    "Costs and rivals": [
-        "costs.accounting",
-        "costs.equal",
-        "parts.moe",
-        "parts.rivals",
-        "parts.variants",
-    ],
-    "Other parts": ["parts.optimizer", "parts.loss", "parts.cache", "parts.device"],
-    "Experiments": [
-        "experiments.catalogue",
-        "experiments.search",
-        "experiments.runs",
-        "experiments.statistics",
-        "experiments.claims",
-    ],
-    "Insight": ["insight.lens", "insight.rows"],
+    "The paper": "allocation layer gpt",
+    "The lookup": "lookup lookup.reference lookup.grouped lookup.table lookup.offload",
+    "Train and generate": "train training.config training.build training.evaluation generate "
+    "checkpoints.model checkpoints.run",
+    "Data": "data.sources data.tokenizer data.streams data.batches",
+    "Costs": "costs.accounting costs.equal",
+    "Parts": "parts.optimizer parts.loss parts.cache parts.device",
+    "Rivals and variants": "parts.moe parts.rivals parts.variants",
+    "Experiments": "experiments.catalogue experiments.search experiments.runs experiments.statistics "
+    "experiments.claims",
+    "Insight": "insight.lens insight.rows",
 }
+MODULES = {group: names.split() for group, names in MODULES.items()}
+
+PUBLIC = [getattr(l3paper, name) for name in l3paper.__all__]
 
 CONTENTS = """
 ```{toctree}
@@ -143,19 +132,19 @@ def write_pages() -> None:
         page.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(path, page)
     (PAGES / "README.md").rename(PAGES / "index.md")
+    names = {"What `import l3paper` offers": [f"~{each.__module__}.{each.__name__}" for each in PUBLIC]}
+    names |= {group: [f"l3paper.{name}" for name in modules] for group, modules in MODULES.items()}
+    index = ["# Reference", "", "```{toctree}", ":hidden:", ""]
+    index += [f"{name} <{name}>" for modules in MODULES.values() for name in modules]
+    for group, lines in names.items():
+        index += ["```", "", f"## {group}", "", "```{eval-rst}", ".. autosummary::", ""]
+        index += [f"   {line}" for line in lines]
     reference = PAGES / "api"
     reference.mkdir()
-    index = ["# Reference", "", "## l3paper", "", "What `import l3paper` offers:", ""]
-    index += ["```{eval-rst}", ".. autosummary::", ""]
-    index += [f"   ~{getattr(l3paper, name).__module__}.{name}" for name in l3paper.__all__]
-    index += ["```"]
-    for group, modules in MODULES.items():
-        index += ["", f"## {group}", "", "```{toctree}", ":titlesonly:"]
-        index += [*(f"{module} <{module}>" for module in modules), "```"]
-        for module in modules:
-            text = f"# l3paper.{module}\n\n```{{eval-rst}}\n.. automodule:: l3paper.{module}\n```\n"
-            (reference / f"{module}.md").write_text(text)
-    (reference / "index.md").write_text("\n".join(index) + "\n")
+    (reference / "index.md").write_text("\n".join([*index, "```", ""]))
+    for name in (name for modules in MODULES.values() for name in modules):
+        text = f"# l3paper.{name}\n\n```{{eval-rst}}\n.. automodule:: l3paper.{name}\n```\n"
+        (reference / f"{name}.md").write_text(text)
 
 
 def read_page(app, docname: str, source: list[str]) -> None:
@@ -172,6 +161,17 @@ def read_page(app, docname: str, source: list[str]) -> None:
     source[0] = re.sub(r"\]\(([\w./]+\.(?:md|py))(?=[#)])", to_page, source[0])
     if docname == "index":
         source[0] += CONTENTS
+
+
+def insert_scan(app, doctree: nodes.document) -> None:
+    """Put the scan to step through behind the animation that it replaces, on the page that has one."""
+    for image in list(doctree.findall(nodes.image)):
+        if image["uri"].endswith("01_scan.gif"):
+            data = json.dumps(steps.scan_data(), separators=(",", ":")).replace("</", "<\\/")
+            html = f'<div class="scan" hidden><script type="application/json">{data}</script></div>'
+            paragraph = image.parent
+            place = paragraph.parent.index(paragraph) + 1
+            paragraph.parent.insert(place, nodes.raw("", html, format="html"))
 
 
 def skip_member(app, what, name: str, obj, skip: bool, options) -> bool | None:
@@ -225,5 +225,5 @@ def setup(app) -> None:
     app.connect("source-read", read_page)
     app.connect("autodoc-skip-member", skip_member)
     app.connect("autodoc-process-docstring", plain_docstring, priority=400)
-    app.connect("doctree-read", widget.insert)
+    app.connect("doctree-read", insert_scan)
     app.connect("build-finished", copy_mathjax)

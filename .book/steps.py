@@ -1,34 +1,18 @@
-"""The scan of notebook 01 to step through: its steps from the package, and its place on the page.
+"""The scan of notebook 01 to step through: every step, as the package takes it.
 
-The notebook shows an animation. The book puts this widget beside it, and static/scan.js draws it; if
-that does not run, the animation stays.
+The notebook shows an animation. The book puts these steps beside it, and static/scan.js draws them.
 """
 
-import json
 from collections.abc import Sequence
 from typing import Any
-
-from docutils import nodes
 
 from l3paper.allocation import allocate_by_codewords, count_phrases, give_rows, scan_codewords
 from l3paper.notebooks.drawings.allocation import lay_out
 
-PICTURE = "01_scan.gif"
 # The toy corpus of notebook 01; a test holds the two together.
 VOCABULARY = ["the", "light", "is", "on", "red", "bag"]
 TEXT = ["the light is on", "the light is red", "the red bag is light"] + ["the red light is on"] * 2
 N_EMB, K_MAX = 12, 3
-
-
-def insert(app, doctree: nodes.document) -> None:
-    """Put the widget behind the animation that it replaces, on the page that has one."""
-    for image in list(doctree.findall(nodes.image)):
-        if image["uri"].endswith(PICTURE):
-            data = json.dumps(scan_data(), separators=(",", ":")).replace("</", "<\\/")
-            html = f'<div class="scan" hidden><script type="application/json">{data}</script></div>'
-            paragraph = image.parent
-            place = paragraph.parent.index(paragraph) + 1
-            paragraph.parent.insert(place, nodes.raw("", html, format="html"))
 
 
 def scan_data() -> dict[str, Any]:
