@@ -55,18 +55,18 @@ def page(browser, address):
     """A fresh page, which must load nothing from elsewhere and have nothing to complain about."""
     context = browser.new_context(base_url=address, permissions=["clipboard-read", "clipboard-write"])
     page, complaints = context.new_page(), []
-    page.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
-    page.on("pageerror", lambda error: complaints.append(str(error)))
+
+    def note(what, complain):
+        if complain:
+            complaints.append(what)
+
+    page.on("console", lambda said: note(said.text, said.type == "error"))
+    page.on("pageerror", lambda error: note(str(error), True))
+    page.on("response", lambda got: note(f"{got.status} {got.url}", got.status >= 400))
+    # A request is aborted if the test leaves the page before the answer.
+    page.on("requestfailed", lambda lost: note(f"lost {lost.url}", "ABORTED" not in lost.failure))
     page.on(
-        "response",
-        lambda got: complaints.append(f"{got.status} {got.url}") if got.status >= 400 else None,
-    )
-    page.on("requestfailed", lambda lost: complaints.append(f"failed {lost.url}"))
-    page.on(
-        "request",
-        lambda asked: (
-            None if asked.url.startswith((address, "data:", "blob:")) else complaints.append(asked.url)
-        ),
+        "request", lambda asked: note(asked.url, not asked.url.startswith((address, "data:", "blob:")))
     )
     yield page
     context.close()
