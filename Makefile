@@ -58,4 +58,4 @@ $(READY): pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf .venv
+	rm -rf .venv build

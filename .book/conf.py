@@ -117,6 +117,7 @@ html_context = {"default_mode": "auto"}
 if repository := os.environ.get("BOOK_REPOSITORY"):
     html_theme_options |= {
         "repository_url": repository,
+        "repository_branch": "main",
         "use_repository_button": True,
         "launch_buttons": {
             "colab_url": "https://colab.research.google.com",
