@@ -2,6 +2,9 @@
 #   make figures   execute every notebook in order, rewrite its outputs and figures/
 #   make test      check the style, run the unit tests and run every notebook as a test
 #   make quick     for people at work: the style and the tests of the core, in under a minute
+#   make book      the notebooks, the manual and the reference as a website, in build/book
+#   make wheel     build wheel and sdist, in dist; install the wheel afresh and use it from another folder
+#   make book-test check that website in a browser; wants Chromium or Chrome
 # PYTHON=python3.12 make ... picks the interpreter; L3_PRESET=laptop or gpu runs larger experiments.
 
 PYTHON ?= python3
@@ -11,7 +14,7 @@ READY := .venv/.ready
 # On two cores, two processes of one thread each are faster than one process of two.
 TEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 2 --dist worksteal --durations=5
 
-.PHONY: figures test quick gpu clean
+.PHONY: figures test quick gpu book book-test wheel clean
 
 figures: $(READY)
 	$(BIN)/python -m l3paper.notebooks
@@ -34,6 +37,19 @@ GPU_PYTHON ?= $(BIN)/python
 gpu: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(READY))
 	$(GPU_PYTHON) -m l3paper.gpu $(PARTS)
 
+book: .venv/.book
+	rm -rf build/pages build/book
+	mkdir -p build/pages
+	$(BIN)/python -m sphinx -q -E -W --keep-going -c .book -d build/doctrees build/pages build/book
+	@echo "the book is build/book/index.html"
+
+book-test: book
+	$(BIN)/python -m pytest .book/test_book.py
+
+.venv/.book: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[pinned,book]'
+	@touch $@
+
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "$(PYTHON) must be Python 3.11 or newer; name another with PYTHON=..."; exit 1; }
@@ -42,4 +58,4 @@ $(READY): pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf .venv
+	rm -rf .venv build

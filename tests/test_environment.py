@@ -24,7 +24,8 @@ def test_conda_users_get_the_pinned_versions():
 def test_every_pin_is_exact_but_that_of_triton_which_pytorch_chooses():
     (triton,) = [pin for pin in EXTRAS["pinned"] if pin.startswith("triton")]
     assert triton == "triton>=3.5; sys_platform == 'linux'"
-    assert all(re.fullmatch(r"[a-z-]+==[\d.]+", pin) for pin in EXTRAS["pinned"] if pin != triton)
+    pins = [*EXTRAS["pinned"], *EXTRAS["book"]]
+    assert all(re.fullmatch(r"[a-z-]+==[\d.]+", pin) for pin in pins if pin != triton)
 
 
 def test_pins_satisfy_the_loose_bounds():

@@ -56,7 +56,7 @@ def scan_frames(
     """
     states = list(_scan(documents, vocabulary))
     pieces, counts, _ = states[-1]
-    places = _places(counts)
+    places = lay_out(counts)
     rows = dict.fromkeys(vocabulary, 1)
     for parsed, known, said in states:
         yield _frame(documents, parsed, known, places, rows, said, parsed[-1], reading=True)
@@ -93,7 +93,7 @@ def _scan(documents, vocabulary) -> Iterator[tuple[list[Phrase], dict[Phrase, in
             start = end + 1
 
 
-def _places(phrases: Mapping[Phrase, int]) -> dict[Phrase, tuple[float, int]]:
+def lay_out(phrases: Mapping[Phrase, int]) -> dict[Phrase, tuple[float, int]]:
     """Where each phrase stands in the trie: leaves side by side, parents above their middle."""
     places: dict[Phrase, tuple[float, int]] = {}
 
