@@ -3,7 +3,6 @@
 #   make test      check the style, run the unit tests and run every notebook as a test
 #   make quick     for people at work: the style and the tests of the core, in under a minute
 #   make book      the notebooks, the manual and the reference as a website, in build/book
-#   make wheel     build wheel and sdist, in dist; install the wheel afresh and use it from another folder
 #   make book-test check that website in a browser; wants Chromium or Chrome
 # PYTHON=python3.12 make ... picks the interpreter; L3_PRESET=laptop or gpu runs larger experiments.
 
@@ -14,7 +13,7 @@ READY := .venv/.ready
 # On two cores, two processes of one thread each are faster than one process of two.
 TEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 2 --dist worksteal --durations=5
 
-.PHONY: figures test quick gpu book book-test wheel clean
+.PHONY: figures test quick gpu book book-test clean
 
 figures: $(READY)
 	$(BIN)/python -m l3paper.notebooks

@@ -28,7 +28,9 @@ COPIED += ["notebooks/*.md", "notebooks/*.ipynb", "figures/*.png", "figures/*.gi
 
 MODULES = {
     "The paper": "allocation layer gpt",
-    "The lookup": "lookup lookup.reference lookup.grouped lookup.table lookup.offload",
+    "The lookup": "lookup lookup.reference lookup.grouped lookup.kernels lookup.operators lookup.table "
+    "lookup.offload",
+    "Hugging Face": "huggingface",
     "Train and generate": "train training.config training.build training.evaluation generate "
     "checkpoints.model checkpoints.run",
     "Data": "data.sources data.tokenizer data.streams data.batches",
