@@ -217,6 +217,16 @@ def test_tiles_and_kernels_do_not_wait_for_the_device():
         torch.cuda.set_sync_debug_mode(mode)
 
 
+@TIED
+def test_operators_keep_pytorchs_rules(device, tied):
+    query, token_ids, bounds, keys, values = (
+        x.detach().to(device) for x in make_inputs([3, 40, 1], 30, 6, 6, tied, seed=0)
+    )
+    given = query, keys, None if tied else values, *plan(token_ids, bounds)
+    torch.library.opcheck(operators.TILED, given)
+    torch.library.opcheck(operators.TILED_BACKWARD, (query, *given, *operators.TILED(*given)))
+
+
 def test_without_triton_nothing_is_available(monkeypatch):
     monkeypatch.setitem(sys.modules, "triton", None)
     spec = importlib.util.spec_from_file_location("kernels_without_triton", module.__file__)
