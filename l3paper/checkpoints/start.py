@@ -102,7 +102,4 @@ def shared_rows(bounds: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
     counts = torch.minimum(bounds.diff(), others.diff())
     # The place of a row among its token's: 0, 1, ..., counts[t] - 1 for every token t.
     places = torch.arange(int(counts.sum())) - (counts.cumsum(0) - counts).repeat_interleave(counts)
-    return (
-        bounds[:-1].repeat_interleave(counts) + places,
-        others[:-1].repeat_interleave(counts) + places,
-    )
+    return tuple(starts[:-1].repeat_interleave(counts) + places for starts in (bounds, others))
