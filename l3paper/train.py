@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -20,6 +21,7 @@ from tqdm import tqdm
 
 from l3paper.checkpoints.model import require_place, save_model
 from l3paper.checkpoints.run import Checkpoints, Progress, RunFolder, run_folder
+from l3paper.checkpoints.start import Start, load_start, read_start, require_fit
 from l3paper.costs.accounting import Accounting
 from l3paper.data.batches import require_length
 from l3paper.data.streams import TokenizedCorpus, load_corpus
@@ -87,6 +89,8 @@ class Training:
     progress: Progress = field(default_factory=Progress)
     folder: RunFolder | None = None
     group: Group = field(default_factory=Group)
+    start: Start | None = None
+    """The saved model that it starts from, if that is not random weights."""
     batches: Batches = field(init=False)
 
     def __post_init__(self):
@@ -121,7 +125,7 @@ def train(
     lock = run_folder(checkpoints) if checkpoints and is_rank_zero() else nullcontext()
     with lock, joined(config.device) as (group, device):
         run, costs = prepare(config, group, device, checkpoints)
-        record = report.description(config, run.corpus, run.model, costs)
+        record = report.description(config, run.corpus, run.model, costs, run.start)
         if show_progress and is_rank_zero():
             print(report.introduction(run.config, run.corpus, run.model, costs), file=sys.stderr)
         try:
@@ -146,28 +150,38 @@ def train(
 def prepare(
     config: TrainConfig, group: Group, device: torch.device, checkpoints: Checkpoints | None
 ) -> tuple[Training, Accounting]:
-    """Text, model, optimizer and, where `checkpoints` say so, the state of the run that resumes."""
+    """Text, model, optimizer and, where `checkpoints` say so, the state of the run that resumes.
+
+    A run that resumes does not read the weights that it started from again.
+    """
     parts = group.size * config.accumulate
     if config.batch_size % parts:
         raise ValueError(
             f"batch_size is {config.batch_size}; accumulate = {config.accumulate} passes of "
             f"{group.size} processes must divide it evenly"
         )
-    corpus = load_corpus(config.data, config.vocab_size, config.data_bytes)
+    start = read_start(Path(config.init_from), config.vocab_size) if config.init_from else None
+    tokenizer = start.tokenizer if start else None
+    corpus = load_corpus(config.data, config.vocab_size, config.data_bytes, tokenizer=tokenizer)
     require_length(corpus.train, config.sequence_len, "training text")
     require_length(corpus.validation, config.sequence_len, "held-out text")
     torch.manual_seed(config.seed)
     model, costs = build_model(config, corpus)
     config = replace(config, num_iterations=steps_of(config, corpus))
+    identity = report.identity(config, corpus, start)
+    folder = RunFolder(checkpoints, identity) if checkpoints else None
+    if start:
+        require_fit(start, model.config)
+        if not (folder and folder.begun()):
+            load_start(start, model)
     model.to(device)
     if config.compile:
         compile_model(model)
     forward = parallel(model, group, config.shard)
     optimizer = model.setup_optimizer(table_lr=config.table_lr, router_lr=config.router_lr)
-    folder = RunFolder(checkpoints, report.identity(config, corpus)) if checkpoints else None
     progress = folder.restore(model, optimizer) if folder else Progress()
     group.require_equal("step of the newest checkpoint", progress.step, device)
-    return Training(config, corpus, model, forward, optimizer, progress, folder, group), costs
+    return Training(config, corpus, model, forward, optimizer, progress, folder, group, start), costs
 
 
 def train_on(

@@ -121,11 +121,7 @@ def load_model(folder: Path, device: torch.device, tables: str = "resident") -> 
 
 
 def _load(folder: Path, device: torch.device, tables: str) -> tuple[GPT, Tokenizer]:
-    require_intact(folder, (CONFIG, TOKENIZER))
-    config = read_config(folder / CONFIG)
-    with readable(folder / TOKENIZER, MOST_JSON):
-        text = (folder / TOKENIZER).read_bytes()
-    tokenizer = require_tokenizer(text, config)
+    config, tokenizer = read_description(folder)
     state = read_tensors(folder / WEIGHTS)
     held = (file_tables if tables == "file" else read_tensors)(folder / L3_TABLES)
     model = empty_model(config, state, held)
@@ -142,6 +138,15 @@ def _load(folder: Path, device: torch.device, tables: str) -> tuple[GPT, Tokeniz
     if tables == "offloaded":
         offload_tables(model, device)
     return model.to(device).eval(), tokenizer
+
+
+def read_description(folder: Path) -> tuple[GPTConfig, Tokenizer]:
+    """Read a saved model's sizes and tokenizer, checked against their SHA-256, without its weights."""
+    require_intact(folder, (CONFIG, TOKENIZER))
+    config = read_config(folder / CONFIG)
+    with readable(folder / TOKENIZER, MOST_JSON):
+        text = (folder / TOKENIZER).read_bytes()
+    return config, require_tokenizer(text, config)
 
 
 def read_config(path: Path) -> GPTConfig:

@@ -84,6 +84,10 @@ class RunFolder:
         self.settings, self.identity = settings, json.loads(json.dumps(identity))
         self.damaged: set[Path] = set()
 
+    def begun(self) -> bool:
+        """Whether there are checkpoints, intact or damaged."""
+        return bool(_checkpoints(self.settings.folder))
+
     def save(
         self,
         model: GPT,
@@ -148,9 +152,9 @@ class RunFolder:
 
     def _require_same(self, folder: Path, run: dict) -> None:
         differing = [
-            f"{name} = {run.get(name)!r}, not {value!r}"
-            for name, value in self.identity.items()
-            if run.get(name) != value
+            f"{name} = {run.get(name)!r}, not {self.identity.get(name)!r}"
+            for name in self.identity | run
+            if run.get(name) != self.identity.get(name)
         ]
         if differing:
             raise ValueError(f"checkpoint {str(folder)!r} is of a run with {', '.join(differing)}")

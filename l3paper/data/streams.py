@@ -79,30 +79,38 @@ def load_corpus(
     vocab_size: int = 4096,
     max_bytes: int | None = None,
     cache: Path | None = None,
+    tokenizer: Tokenizer | None = None,
 ) -> TokenizedCorpus:
     """Read `source` (see `open_source`), and split and tokenize it or take that from the cache.
 
-    The tokenizer is trained on the training documents. The result is kept in a file of `cache` (by
-    default `files.cache_folder()`) whose name hashes all that it depends on. A file that is damaged is
-    reported on stderr and made again; so are files of a folder that are left out. The text is read
-    several times, and never held whole.
+    The tokenizer is trained on the training documents, if none is given. The result is kept in a file
+    of `cache` (by default `files.cache_folder()`) whose name hashes all that it depends on. A file that
+    is damaged is reported on stderr and made again; so are files of a folder that are left out. The
+    text is read several times, and never held whole.
 
-    A source that ends in .npz has been tokenized, see `pack_corpus`, and must have this vocabulary.
-    Raises what `open_source`, `plan_split` and `train_tokenizer` raise, and ValueError for an .npz
-    file that cannot be used.
+    A source that ends in .npz has been tokenized, see `pack_corpus`, and must have this vocabulary
+    and, if one is given, this tokenizer. Raises what `open_source`, `plan_split` and `train_tokenizer`
+    raise, and ValueError for an .npz file that cannot be used.
     """
     if source.endswith(".npz"):
         if max_bytes is not None:
             raise ValueError(
                 f"data_bytes is {max_bytes}, but {Path(source).name} is tokenized: leave it out"
             )
-        return _unpack(Path(source), vocab_size)
+        corpus = _unpack(Path(source), vocab_size)
+        if tokenizer and corpus.tokenizer.to_str() != tokenizer.to_str():
+            raise ValueError(
+                f"data is {source!r}, which was tokenized by another tokenizer than that of the model "
+                "to start from; give the text itself, or a file that this tokenizer made"
+            )
+        return corpus
     documents = open_source(source, max_bytes)
     if documents.left_out:
         print(documents.left_out, file=sys.stderr)
     sha256 = fingerprint(documents)
     version = tokenizers.__version__  # another one may train another tokenizer
-    key = hashlib.sha256(f"{_FORMAT} {version} {sha256} {vocab_size}".encode()).hexdigest()[:24]
+    depends = [_FORMAT, version, sha256, vocab_size, *([tokenizer.to_str()] if tokenizer else [])]
+    key = hashlib.sha256(" ".join(map(str, depends)).encode()).hexdigest()[:24]
     path = (cache or files.cache_folder()) / f"{key}.npz"
     # A second process that needs this text waits for the first, and finds its result.
     with nullcontext() if path.exists() else files.locked(path.parent):
@@ -114,7 +122,7 @@ def load_corpus(
         split = plan_split(documents)
         if split.by_name:
             print("held out: the documents whose file names say so", file=sys.stderr)
-        tokenizer = train_tokenizer(split.texts(documents, TRAIN), vocab_size)
+        tokenizer = tokenizer or train_tokenizer(split.texts(documents, TRAIN), vocab_size)
         streams = (
             encode_documents(tokenizer, split.texts(documents, side)) for side in (TRAIN, VALIDATION)
         )

@@ -73,7 +73,10 @@ class Experiment:
     section: str
     """The section of the paper, or "not in the paper"."""
     families: Callable[[TrainConfig], dict[str, Changes]]
-    """Each family's changes of the preset's configuration. The first is compared with the others."""
+    """Each family's changes of the preset's configuration. The first is compared with the others.
+
+    `init_from` names another family, whose trained models the family continues, seed by seed.
+    """
     shared_search: bool = False
     """Whether variations of one model take the learning rate found for that model, unchanged.
 
@@ -157,6 +160,15 @@ def against_rivals(points: Iterable[tuple[str, Changes]]) -> dict[str, Changes]:
     }
 
 
+def retrofits(base: TrainConfig) -> dict[str, Changes]:
+    """The dense family of `rivals`, and what continues its trained models for as many steps again."""
+    return {
+        "continued": DENSE | {"init_from": "dense"},
+        "continued with L3": {"init_from": "dense"},
+        "dense": DENSE,
+    }
+
+
 EXPERIMENTS = {
     "main": Experiment(
         "At equal operations, tokens or time: is L3 better than dense models and than an MoE?",
@@ -184,6 +196,12 @@ EXPERIMENTS = {
             rivals(base), "L3", "dense", "dense, longer", "dense, wider", "MoE", "Engram"
         ),
         seeds=5,
+    ),
+    "retrofit": Experiment(
+        "Does an L3 layer that is added to a trained dense model help as it trains on?",
+        "not in the paper",
+        retrofits,
+        seeds=8,
     ),
     "learning_rates": Experiment(
         "How fast should tables and routers learn, relative to everything else?",

@@ -25,13 +25,14 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from l3paper.checkpoints.model import save_model
 from l3paper.checkpoints.run import Checkpoints
 from l3paper.data.streams import load_corpus
 from l3paper.errors import at_least, command, nonempty_path
 from l3paper.experiments.catalogue import EXPERIMENTS
 from l3paper.experiments.report import summary
-from l3paper.experiments.runs import RUNS, MissingRun, add_record, read_records, read_runs, run_name
-from l3paper.experiments.search import LR_SCALES, Family, read_family
+from l3paper.experiments.runs import RUNS, add_record, read_records, read_runs, run_name
+from l3paper.experiments.search import LR_SCALES, Family, read_families, run_at
 from l3paper.files import cache_folder, locked
 from l3paper.records import for_stdout
 from l3paper.train import Diverged, train
@@ -64,27 +65,20 @@ def run_experiment(
     sizes = {(config.vocab_size, config.data_bytes) for config in configs.values()}
     texts = {load_corpus(data, *size).sha256 for size in sizes}
     read = partial(read_runs, folder=folder, texts=texts)
-    least = [replace(config, lr_scale=scale) for config in searched.values() for scale in LR_SCALES]
-    least += [
-        replace(config, seed=seed)
-        for family, config in configs.items()
-        for seed in range(planned[family])
-    ]
+    families, missing = read_families(configs, searched, planned, read)
+    least = []
+    for family, config in configs.items():
+        start = families.get(config.init_from)
+        least += [run_at(searched[family], scale, 0, start) for scale in LR_SCALES]
+        least += [run_at(config, config.lr_scale, seed, start) for seed in range(planned[family])]
     recorded = read_records(folder)
     unrecorded = {run_name(config): config for config in least}
     unrecorded = [config for run, config in unrecorded.items() if run not in recorded]
     print(prediction(unrecorded, list(recorded.values()), jobs), file=sys.stderr)
     running: dict[Future, str] = {}
     with _workers(jobs) as pool, tqdm(total=len(unrecorded), unit="run", desc=name) as bar:
-        while True:
-            families, wanted = {}, {}
-            for family, config in configs.items():
-                try:
-                    families[family] = read_family(config, searched[family], planned[family], read)
-                except MissingRun as missing:
-                    wanted |= {run_name(run): run for run in missing.runs}
-            if not wanted:
-                return families
+        while missing:
+            wanted = {run_name(run): run for error in missing for run in error.runs}
             bar.total = max(bar.total, bar.n + len(wanted))  # the search may have grown
             for run in [run for run in wanted if run not in running.values()]:
                 if len(running) < jobs:  # more would wait in the workers, and start after a Ctrl-C
@@ -93,6 +87,8 @@ def run_experiment(
                 del running[done]
                 done.result()
                 bar.update()
+            families, missing = read_families(configs, searched, planned, read)
+    return families
 
 
 def prediction(missing: list[TrainConfig], recorded: list[dict], jobs: int) -> str:
@@ -111,18 +107,43 @@ def prediction(missing: list[TrainConfig], recorded: list[dict], jobs: int) -> s
 def make_run(config: TrainConfig, path: Path) -> None:
     """Train one run, or resume it, and add its record to the file, unless the folder has it."""
     name = run_name(config)
-    place = hashlib.sha256(f"{path.parent.absolute()} {name}".encode()).hexdigest()[:24]
-    unfinished = cache_folder() / "unfinished" / place
-    with locked(unfinished):  # another experiment may share this run and be training it
+    with _unfinished(f"{path.parent.absolute()} {name}") as checkpoints:
         if name not in read_records(path.parent):
-            checkpoints = Checkpoints(unfinished / "run", EVERY, resume=True)
+            if config.init_from:
+                config = replace(config, init_from=str(make_start(config, path.parent)))
             try:
                 record = train(config, show_progress=False, checkpoints=checkpoints).record
             except Diverged as error:
                 record = error.record
             gc.collect()  # compiling leaves reference cycles that hold whole tables
             add_record(path, name, record)
-        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def make_start(config: TrainConfig, folder: Path) -> Path:
+    """The model of the recorded run that `config.init_from` names, as a folder of the cache.
+
+    Records hold no weights. So, if it is not there, that run is trained again.
+    """
+    record = read_records(folder)[config.init_from]
+    model = cache_folder() / "models" / record["corpus"]["sha256"][:24] / config.init_from
+    with _unfinished(str(model)) as checkpoints:
+        if not model.exists():
+            start = replace(TrainConfig(**record["config"]), data=config.data, device=config.device)
+            run = train(start, show_progress=False, checkpoints=checkpoints)
+            save_model(model, run.model, run.corpus.tokenizer)
+    return model
+
+
+@contextmanager
+def _unfinished(what: str) -> Iterator[Checkpoints]:
+    """Yield where a run leaves checkpoints, which are removed when the block succeeds.
+
+    Another experiment may share the run and be training it: then this waits.
+    """
+    folder = cache_folder() / "unfinished" / hashlib.sha256(what.encode()).hexdigest()[:24]
+    with locked(folder):
+        yield Checkpoints(folder / "run", EVERY, resume=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 
 Every family gets the same care: a search over learning rates at seed 0, then the best rate at all
 seeds. Variations of one model may share its search. The records decide what comes next: a family whose
-records are not complete raises MissingRun, which carries the runs to train next.
+records are not complete raises MissingRun, which carries the runs to train next. A family that
+continues the models of another one waits until that is complete.
 """
 
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from l3paper.experiments.catalogue import EXPERIMENTS, TEXT
-from l3paper.experiments.runs import FIRST_RUNS, RUNS, final_loss, read_runs
+from l3paper.experiments.runs import FIRST_RUNS, RUNS, MissingRun, final_loss, read_runs
 from l3paper.training.config import TrainConfig
 
 LR_SCALES = (0.5, 1.0, 2.0)
@@ -20,6 +21,10 @@ LR_SCALES = (0.5, 1.0, 2.0)
 search tries the next factor of 2 beyond it."""
 
 LR_LIMITS = (1 / 16, 16)
+
+
+OTHER_BATCHES = 1000
+"""What is added to the seed of a run that continues a model: its seed's own batches are used up."""
 
 
 class Family(NamedTuple):
@@ -54,25 +59,58 @@ def _best(losses: dict[float, float]) -> float:
     return min(losses, key=lambda scale: (losses[scale], scale))
 
 
+def run_at(config: TrainConfig, scale: float, seed: int, start: Family | None = None) -> TrainConfig:
+    """The run of a family at a learning rate and a seed.
+
+    If the family continues the models of another one, `start`, `init_from` becomes the name of a run of
+    that, of the same seed; it stays the name of the family while that is not complete.
+    """
+    if config.init_from:
+        name = start.runs[seed]["name"] if start else config.init_from
+        config, seed = replace(config, init_from=name), seed + OTHER_BATCHES
+    return replace(config, lr_scale=scale, seed=seed)
+
+
 def read_family(
     config: TrainConfig,
     searched: TrainConfig,
     seeds: int,
     read: Callable[[list[TrainConfig]], list[dict]],
+    start: Family | None = None,
 ) -> Family:
     """Walk through the search with `searched`, then read the runs of `config` at the best rate.
 
-    `read` returns the records of several runs, or raises MissingRun, which ends the walk.
+    `read` returns the records of several runs, or raises MissingRun, which ends the walk. `start` is
+    the family whose models this one continues, if it does.
     """
     search: dict[float, dict] = {}
     losses: dict[float, float] = {}
     while scales := next_scales(losses):
-        records = read([replace(searched, lr_scale=scale, seed=0) for scale in scales])
+        records = read([run_at(searched, scale, 0, start) for scale in scales])
         search |= zip(scales, records, strict=True)
         losses = {scale: final_loss(record) for scale, record in search.items()}
     best = _best(losses)
-    runs = read([replace(config, lr_scale=best, seed=seed) for seed in range(seeds)])
+    runs = read([run_at(config, best, seed, start) for seed in range(seeds)])
     return Family(dict(sorted(search.items())), runs)
+
+
+def read_families(
+    configs: dict[str, TrainConfig],
+    searched: dict[str, TrainConfig],
+    seeds: dict[str, int],
+    read: Callable[[list[TrainConfig]], list[dict]],
+) -> tuple[dict[str, Family], list[MissingRun]]:
+    """All families of an experiment whose records are complete, and what the others raise."""
+    families, missing = {}, []
+    for name, config in sorted(configs.items(), key=lambda item: item[1].init_from is not None):
+        if config.init_from and config.init_from not in families:
+            continue  # what it continues is among the missing
+        start = families.get(config.init_from)
+        try:
+            families[name] = read_family(config, searched[name], seeds[name], read, start)
+        except MissingRun as error:
+            missing.append(error)
+    return {name: families[name] for name in configs if name in families}, missing
 
 
 def results(
@@ -87,13 +125,11 @@ def results(
     Raises MissingRun, a ValueError, if a run is not recorded yet.
     """
     experiment = EXPERIMENTS[name]
-    read = partial(read_runs, folder=folder)
-    return {
-        family: read_family(
-            config,
-            experiment.searched(config, preset),
-            seeds or (3 if folder == FIRST_RUNS else experiment.seeds_of(family)),
-            read,
-        )
-        for family, config in experiment.configs(preset, data).items()
-    }
+    configs = experiment.configs(preset, data)
+    searched = {family: experiment.searched(config, preset) for family, config in configs.items()}
+    first = 3 if folder == FIRST_RUNS else None
+    planned = {family: seeds or first or experiment.seeds_of(family) for family in configs}
+    families, missing = read_families(configs, searched, planned, partial(read_runs, folder=folder))
+    if missing:
+        raise missing[0]
+    return families

@@ -62,6 +62,9 @@ class TrainConfig:
     stand_in: str = _option(
         "", f"train, in place of this L3 model, its equal in operations: {', '.join(STAND_INS)}"
     )
+    init_from: str | None = _option(
+        None, "start from the model in this folder, made by --save; layers it lacks are fresh"
+    )
     lr_scale: float = _option(1.0, "factor on all learning rates")
     table_lr: float = _option(0.003, "learning rate of the L3 tables, at width 768")
     router_lr: float = _option(0.01, "learning rate of the routers of an MoE, at width 768")
@@ -80,6 +83,8 @@ class TrainConfig:
         settings = vars(self)
         if not self.data:
             raise ValueError("data is empty; name a file, a folder, 'stdlib' or 'hf:NAME'")
+        if self.init_from == "":
+            raise ValueError("init_from is empty; name the folder of a saved model")
         at_most(MOST, **{name: value for name, value in settings.items() if isinstance(value, int)})
         for least, names in _LEAST.items():
             at_least(least, **{name: settings[name] for name in names})

@@ -5,6 +5,7 @@ import statistics
 from dataclasses import asdict
 
 from l3paper.checkpoints.run import Progress
+from l3paper.checkpoints.start import Start
 from l3paper.costs.accounting import Accounting, exchanged_bytes
 from l3paper.data.sources import corpus_name
 from l3paper.data.streams import TokenizedCorpus
@@ -19,10 +20,13 @@ MAY_DIFFER = ("device", "shard", "compile")
 """Settings in which two parts of a run may differ."""
 
 
-def identity(config: TrainConfig, corpus: TokenizedCorpus) -> dict:
+def identity(config: TrainConfig, corpus: TokenizedCorpus, start: Start | None) -> dict:
     """What a checkpoint must share with the run that resumes from it."""
     settings = asdict(config) | {"data": corpus_name(config.data), "corpus": corpus.sha256}
     settings["tokenizer"] = corpus.tokenizer_sha256
+    del settings["init_from"]  # the folder may move, and runs from random weights have none
+    if start:
+        settings["init_from"] = start.sha256
     return {name: value for name, value in settings.items() if name not in MAY_DIFFER}
 
 
@@ -34,18 +38,26 @@ def introduction(config: TrainConfig, corpus: TokenizedCorpus, model: GPT, costs
     total, active = costs.total_parameters, costs.active_parameters
     train, held_out, vocab = len(corpus.train), len(corpus.validation), corpus.vocab_size
     steps, tokens = config.num_iterations, config.tokens_per_step
+    start = f", starting from {config.init_from!r}" if config.init_from else ""
     return (
         f"model: {c.n_layer} blocks {c.n_embd} wide, {layers}; "
         f"parameters: {total:,}, active {active:,.0f}\n"
         f"text: {corpus.name}, {train:,} training tokens, {held_out:,} held out, vocabulary {vocab:,}\n"
-        f"training: {steps:,} steps of {tokens:,} tokens on {model.device.type}"
+        f"training: {steps:,} steps of {tokens:,} tokens on {model.device.type}{start}"
     )
 
 
-def description(config: TrainConfig, corpus: TokenizedCorpus, model: GPT, costs: Accounting) -> dict:
+def description(
+    config: TrainConfig,
+    corpus: TokenizedCorpus,
+    model: GPT,
+    costs: Accounting,
+    start: Start | None,
+) -> dict:
     """The part of the record that is known before the first step."""
-    return {
-        "config": asdict(config) | {"data": corpus.name},
+    origin = {"init_from": {"name": start.name, "sha256": start.sha256}} if start else {}
+    return origin | {
+        "config": asdict(config) | {"data": corpus.name, "init_from": start and start.name},
         "corpus": {
             "name": corpus.name,
             "sha256": corpus.sha256,

@@ -23,7 +23,7 @@ from l3paper.experiments.runs import (
     read_runs,
     run_name,
 )
-from l3paper.experiments.search import results
+from l3paper.experiments.search import OTHER_BATCHES, results
 from l3paper.training.config import TrainConfig
 
 TINY = TrainConfig(
@@ -89,6 +89,35 @@ def test_families_have_the_seeds_that_are_planned(tiny, tmp_path, monkeypatch):
     monkeypatch.setitem(EXPERIMENTS, "tiny", planned)
     families = run_experiment("tiny", "smoke", tiny, None, 2, tmp_path)
     assert {name: len(family.runs) for name, family in families.items()} == {"dense": 1, "l3": 2}
+
+
+def test_retrofitted_models_continue_those_of_their_seeds(text_file, tmp_path, monkeypatch):
+    monkeypatch.setenv("L3_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setitem(SMALL, "smoke", TINY)
+    plan = "retrofit", "smoke", str(text_file), 2
+    made = run_experiment(*plan, 2, tmp_path / "runs")
+    assert results(*plan, tmp_path / "runs") == made
+    starts = made["dense"].runs
+    for name in ("continued", "continued with L3"):
+        for start, run in zip(starts, made[name].runs, strict=True):
+            assert run["config"]["init_from"] == run["init_from"]["name"] == start["name"]
+            assert run["config"]["seed"] == start["config"]["seed"] + OTHER_BATCHES
+            assert run["evaluations"][0]["loss"] == start["evaluations"][-2]["loss"]
+    assert [row[0] for row in summary(made)] == ["", *made]
+    assert [*made] == ["continued", "continued with L3", "dense"]
+    models = [*(tmp_path / "cache" / "models").glob("*/*")]
+    assert {model.name for model in models} == {start["name"] for start in starts}
+    assert not any((tmp_path / "cache" / "unfinished").iterdir())
+
+    # If the continued runs are lost, they are made again from the same models.
+    path = tmp_path / "runs" / "retrofit.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if not json.loads(line)["config"]["init_from"]))
+    written = [model.stat().st_mtime_ns for model in models]
+    again = run_experiment(*plan, 2, tmp_path / "runs")
+    for name, family in made.items():
+        assert family.losses() == again[name].losses()
+    assert [model.stat().st_mtime_ns for model in models] == written
 
 
 def test_a_diverged_run_is_recorded(text_file, tmp_path):

@@ -104,6 +104,13 @@ def test_long_runs_take_the_rates_that_the_search_of_the_rivals_found():
     assert searched <= {*rivals.configs("laptop", "stdlib").values()}
 
 
+def test_retrofits_continue_the_dense_family_of_the_rivals():
+    configs, rivals = (EXPERIMENTS[name].configs("laptop", "stdlib") for name in ("retrofit", "rivals"))
+    assert configs["dense"] == rivals["dense"]
+    assert configs["continued"] == replace(rivals["dense"], init_from="dense")
+    assert configs["continued with L3"] == replace(rivals["L3"], init_from="dense")
+
+
 @NAMES
 @pytest.mark.parametrize("preset", PRESETS)
 def test_families_are_valid_and_different(name, preset):
@@ -112,6 +119,10 @@ def test_families_are_valid_and_different(name, preset):
     assert len({run_name(config) for config in configs.values()}) == len(configs) >= 2
     assert {config.seed for config in configs.values()} == {0}
     assert experiment.question.endswith("?")
+    for name, config in configs.items():
+        if config.init_from:
+            assert configs[config.init_from].init_from is None
+            assert experiment.seeds_of(config.init_from) >= experiment.seeds_of(name)
 
 
 @pytest.mark.filterwarnings("ignore:the corpus has")
@@ -120,5 +131,5 @@ def test_every_family_trains(name, text_file):
     for config in EXPERIMENTS[name].configs("smoke", str(text_file)).values():
         rows = max(300, config.l3_n_emb * 300 // config.vocab_size)
         sizes = dict(vocab_size=300, l3_n_emb=rows, sequence_len=8)
-        quick = replace(config, **sizes, num_iterations=1, eval_tokens=1)
+        quick = replace(config, **sizes, num_iterations=1, eval_tokens=1, init_from=None)
         assert math.isfinite(final_loss(train(quick, show_progress=False).record))

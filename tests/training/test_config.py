@@ -67,6 +67,7 @@ def test_every_setting_has_its_flag():
         l3_allocation="uniform",
         l3_variant="no-up",
         stand_in="moe",
+        init_from="model",
         lr_scale=0.3,
         table_lr=0.4,
         router_lr=0.5,

@@ -182,6 +182,17 @@ def test_interrupted_run_of_two_processes_goes_on(text_file, tmp_path, shard):
     assert json.loads((tmp_path / "r.json").read_text())["train_loss"] == whole["train_loss"]
 
 
+def test_processes_that_divide_the_tables_start_from_a_model(text_file, tmp_path):
+    places = [f"--data={text_file}", f"--record={tmp_path / 'r.json'}", "--num-iterations=2"]
+    base, kind = tmp_path / "base", KINDS["tied"]
+    assert main([*flags_of(kind), *places, f"--save={base}"]) == 0
+    before = json.loads((tmp_path / "r.json").read_text())["evaluations"]
+    done = run_ranks(2, MODULE, [*flags_of(kind), *places, f"--init-from={base}", "--shard"])
+    assert done.returncode == 0, done.stderr
+    after = json.loads((tmp_path / "r.json").read_text())["evaluations"]
+    assert after[0]["loss"] == pytest.approx(before[-2]["loss"], rel=1e-6)
+
+
 def test_divergence_stops_all_processes(text_file, tmp_path):
     flags = [*flags_of(KINDS["tied"]), f"--data={text_file}", "--lr-scale=1e30"]
     done = run_ranks(2, MODULE, [*flags, f"--record={tmp_path / 'r.json'}"])
