@@ -1,10 +1,14 @@
 """The lookups as operators: compiled, exported, without numbers, and transformed by torch.func."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 from torch._subclasses import FakeTensorMode
 from torch.func import functional_call, grad, jvp, vmap
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from helpers import make_inputs
 from l3paper import L3Layer, allocation_to_bounds
@@ -169,3 +173,23 @@ def test_operators_keep_pytorchs_rules(tied):
     torch.library.opcheck(operators.GROUPED, (*given, False))
     torch.library.opcheck(operators.GROUPED_BACKWARD, (query, *given[3:], *kept))
     torch.library.opcheck(operators.REFERENCE, (*given, "loop"))
+
+
+class Counter(TorchDispatchMode):
+    """Counts the forward lookups."""
+
+    calls = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        self.calls += function is operators.GROUPED
+        return function(*arguments, **(options or {}))
+
+
+@pytest.mark.parametrize(("kept", "calls"), [([], 2), ([operators.GROUPED], 1)])
+def test_selective_checkpointing_can_keep_the_lookup(kept, calls):
+    layer = make_layer()
+    context = partial(create_selective_checkpoint_contexts, kept)
+    with Counter() as counter:
+        found = gradients(partial(checkpoint, layer, use_reentrant=False, context_fn=context), layer)
+    assert counter.calls == calls
+    torch.testing.assert_close(found, gradients(layer, layer), rtol=0, atol=0)
