@@ -36,13 +36,7 @@ def grouped(query: Tensor, token_ids: Tensor, bounds: Tensor, keys: Tensor, valu
     """
     if kernels.available(token_ids.device):
         return tiled(query, keys, values, kernels.make_tiles(token_ids, bounds, len(keys)))
-    with exactly(query.device.type):
-        asked = query.to(keys.dtype), token_ids, bounds, keys, None if values is keys else values
-        if torch.is_grad_enabled() and not torch.compiler.is_exporting():
-            output, *_ = _Grouped.apply(*asked)
-        else:
-            output, *_ = GROUPED(*asked, False)
-    return output.to(query.dtype)
+    return _look_up("grouped", query, token_ids, bounds, keys, values)
 
 
 def tiled(query: Tensor, keys: Tensor, values: Tensor, tiles: kernels.Tiles) -> Tensor:
@@ -72,8 +66,23 @@ def make_plan(lookup: Lookup, token_ids: Tensor, bounds: Tensor, n_emb: int) -> 
         return TiledPlan(lookup, token_ids, bounds, kernels.make_tiles(token_ids, bounds, n_emb))
     if lookup is not grouped and torch.compiler.is_compiling():
         known = lookup in REFERENCES.values()
-        lookup = partial(_reference, name=lookup.__name__) if known else eager(lookup)
+        lookup = partial(_look_up, lookup.__name__) if known else eager(lookup)
     return Plan(lookup, token_ids, bounds)
+
+
+def _look_up(
+    name: str, query: Tensor, token_ids: Tensor, bounds: Tensor, keys: Tensor, values: Tensor
+) -> Tensor:
+    """The lookup of this name as an operator, whose gradients are those of `grouped`."""
+    with exactly(query.device.type):
+        asked = query.to(keys.dtype), token_ids, bounds, keys, None if values is keys else values
+        if torch.is_grad_enabled() and not torch.compiler.is_exporting():
+            output, *_ = _Lookup.apply(name, *asked)
+        elif name == "grouped":
+            output, *_ = GROUPED(*asked, False)
+        else:
+            output = REFERENCE(*asked, name)
+    return output.to(query.dtype)
 
 
 def _operator(name: str, arguments: str, results: str, compute: Callable, shapes: Callable) -> Callable:
@@ -185,20 +194,23 @@ def _gradients(operator: Callable, *arguments) -> tuple[Tensor, ...]:
     return operator(*arguments) if compiling else _Gradients.apply(operator, *arguments)
 
 
-class _Grouped(torch.autograd.Function):
+class _Lookup(torch.autograd.Function):
     @staticmethod
-    def forward(query, token_ids, bounds, keys, values):
-        return GROUPED(query, token_ids, bounds, keys, values, True)
+    def forward(name, query, token_ids, bounds, keys, values):
+        output, *kept = GROUPED(query, token_ids, bounds, keys, values, True)
+        if name != "grouped":
+            output = REFERENCE(query, token_ids, bounds, keys, values, name)
+        return output, *kept
 
     @staticmethod
     def setup_context(ctx, inputs, output):
         ctx.mark_non_differentiable(*output[1:])
-        ctx.save_for_backward(*inputs[3:], *output[1:])
+        ctx.save_for_backward(*inputs[4:], *output[1:])
 
     @staticmethod
     def backward(ctx, grad_output, *_):
         grad_query, *grad_tables = _gradients(GROUPED_BACKWARD, grad_output, *ctx.saved_tensors)
-        return grad_query, None, None, *_two(grad_tables)
+        return None, grad_query, None, None, *_two(grad_tables)
 
 
 class _Tiled(torch.autograd.Function):
@@ -215,27 +227,6 @@ class _Tiled(torch.autograd.Function):
     def backward(ctx, grad_output, _):
         grad_query, *grad_tables = _gradients(TILED_BACKWARD, grad_output, *ctx.saved_tensors)
         return grad_query, *_two(grad_tables), None, None, None
-
-
-class _Reference(torch.autograd.Function):
-    @staticmethod
-    def forward(query, token_ids, bounds, keys, values, name):
-        return REFERENCE(query, token_ids, bounds, keys, values, name)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(*inputs[:-1])
-
-    @staticmethod
-    def backward(ctx, grad_output):
-        _, *kept = GROUPED(*ctx.saved_tensors, True)
-        keys_values = ctx.saved_tensors[3:]
-        grad_query, *grad_tables = _gradients(GROUPED_BACKWARD, grad_output, *keys_values, *kept)
-        return grad_query, None, None, *_two(grad_tables), None
-
-
-def _reference(query, token_ids, bounds, keys, values, name):
-    return _Reference.apply(query, token_ids, bounds, keys, None if values is keys else values, name)
 
 
 def _two(grad_tables: list[Tensor]) -> list[Tensor | None]:
