@@ -19,6 +19,7 @@ MODULES = {
     "06": "ablations",
     "07": "decoding",
     "08": "insight",
+    "09": "own_model",
 }
 """The module of each notebook, here and in `l3paper.notebooks.drawings`."""
 
