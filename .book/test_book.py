@@ -94,7 +94,7 @@ def test_page_opens_with_its_math_and_pictures(page, name):
 
 
 def test_notebooks_have_math_pictures_and_outputs(page):
-    assert len(NOTEBOOKS) == 8
+    assert len(NOTEBOOKS) == 9
     for name in NOTEBOOKS:
         page.goto(name)
         for part in (".math", ".cell_output img", ".cell_output .highlight", "details > summary"):
