@@ -406,7 +406,7 @@ class GPT(nn.Module):
         return plans
 
     def compile_parts(self, backend: str = "inductor") -> None:
-        """From now on, run every block, every L3 layer and the loss compiled, the lookups outside.
+        """From now on, run every block, every L3 layer and the loss compiled, a lookup as one operator.
 
         Each batch size is compiled by itself, since an evaluation's would slow the training's down.
         """
