@@ -1,6 +1,7 @@
 """The lookups as operators: compiled, exported, without numbers, and transformed by torch.func."""
 
 from functools import partial
+from shutil import which
 
 import pytest
 import torch
@@ -53,6 +54,7 @@ def test_compiles_without_a_graph_break(lookup, tied):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not any(map(which, ("g++", "clang++"))), reason="there is no C++ compiler")
 def test_compiles_to_code():
     layer = make_layer()
     compiled = torch.compile(layer, fullgraph=True)
