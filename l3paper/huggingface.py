@@ -46,15 +46,7 @@ def add_l3_layers(
         raise ValueError(
             f"bounds cover {len(bounds) - 1} tokens; they must cover the vocabulary of {vocab_size}"
         )
-    sizes = {
-        "after_layers": sorted(after_layers),
-        "n_emb": int(bounds[-1]),
-        "d_up": d_up,
-        "tie_kv": tie_kv,
-    }
-    _attach(model, **sizes, vocab_size=len(bounds) - 1)
-    for layer in l3_layers(model):
-        layer.set_bounds(bounds)
+    _attach(model, sorted(after_layers), int(bounds[-1]), d_up, tie_kv, len(bounds) - 1, bounds)
     return model
 
 
@@ -114,6 +106,7 @@ def _attach(
     d_up: int | None,
     tie_kv: bool,
     vocab_size: int,
+    bounds: Tensor | None = None,
 ) -> None:
     layers, width = _decoder_layers(model), model.get_input_embeddings().embedding_dim
     if len(set(after_layers)) < len(after_layers) or not set(after_layers) <= set(range(len(layers))):
@@ -121,15 +114,16 @@ def _attach(
             f"after_layers are {after_layers}; choose different ones of 0 .. {len(layers) - 1}"
         )
     d_up = 4 * width if d_up is None else d_up
-    for i in after_layers:
-        like = next(layers[i].parameters())
-        layers[i].l3 = L3Layer(
-            width, n_emb, d_up, tie_kv, vocab_size=vocab_size, device=like.device, dtype=like.dtype
-        )
+    sizes = {"n_emb": n_emb, "d_up": d_up, "tie_kv": tie_kv, "vocab_size": vocab_size}
+    likes = [next(layers[i].parameters()) for i in after_layers]
+    made = [
+        L3Layer(width, **sizes, bounds=bounds, device=like.device, dtype=like.dtype) for like in likes
+    ]
+    for i, layer in zip(after_layers, made, strict=True):  # all are made, so none is attached alone
+        layers[i].l3 = layer
         layers[i].register_forward_hook(_add_delta, with_kwargs=True)
     model.base_model.register_forward_pre_hook(_pass_ids, with_kwargs=True)
-    sizes = {"after_layers": after_layers, "n_emb": n_emb, "d_up": d_up, "tie_kv": tie_kv}
-    model.config.l3 = {**sizes, "vocab_size": vocab_size}
+    model.config.l3 = {"after_layers": after_layers, **sizes}
 
 
 def _pass_ids(decoder: nn.Module, arguments: tuple, options: dict) -> tuple[tuple, dict]:

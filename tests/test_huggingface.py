@@ -174,8 +174,10 @@ def test_what_cannot_have_layers_is_refused(tmp_path):
         add_l3_layers(make_dense(), [3], BOUNDS)
     with pytest.raises(ValueError, match="bounds cover 49 tokens"):
         add_l3_layers(make_dense(), [1], BOUNDS[:-1])
+    dense = make_dense()
     with pytest.raises(ValueError, match="bounds must rise"):
-        add_l3_layers(make_dense(), [1], torch.tensor([0, 0, *range(1, VOCAB)]))
+        add_l3_layers(dense, [1], torch.tensor([0, 0, *range(1, VOCAB)]))
+    assert dense.state_dict().keys() == make_dense().state_dict().keys()
     make_dense().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="names no L3 layers"):
         from_pretrained(tmp_path)
