@@ -164,20 +164,23 @@ def forward(
     # One row more than there are positions: where the padding of small groups reads and writes.
     q = _padded_sort(query, parts.order)  # (N + 1, d_in)
     output = q.new_empty(len(q), values.shape[1])
-    flat, weights = _weights(parts, q)
-    for (a, b, first, last), weight in zip(parts.slices, weights, strict=False):
-        torch.softmax(q[a:b] @ keys[first:last].T, dim=-1, out=weight)  # (n, d_t)
+    weights = []
+    for a, b, first, last in parts.slices:
+        weight = (q[a:b] @ keys[first:last].T).softmax(dim=-1)  # (n, d_t)
         torch.mm(weight, values[first:last], out=output[a:b])
-    for bucket, weight in zip(parts.buckets, weights[len(parts.slices) :], strict=True):
-        positions, rows, _, padding_mask = bucket
+        weights.append(weight)
+    for positions, rows, _, padding_mask in parts.buckets:
         key = embedding(rows, keys)  # (G, R, d_in)
         value = key if tied else embedding(rows, values)  # (G, R, d_emb)
         scores = embedding(positions, q) @ key.mT  # (G, P, R)
-        torch.softmax(scores.masked_fill_(padding_mask, -torch.inf), dim=-1, out=weight)
+        weight = scores.masked_fill_(padding_mask, -torch.inf).softmax(dim=-1)
         output.index_copy_(0, positions.flatten(), (weight @ value).flatten(0, 1))
+        weights.append(weight)
     output.index_copy_(0, parts.single_positions, embedding(parts.single_rows, values))
-    saved = (q, flat, pack(parts)) if training else _nothing(query)
-    return embedding(parts.inverse, output), *saved
+    if not training:
+        return embedding(parts.inverse, output), *_nothing(query)
+    flat = torch.cat([q.new_empty(0), *(weight.flatten() for weight in weights)])
+    return embedding(parts.inverse, output), q, flat, pack(parts)
 
 
 def backward(
@@ -187,7 +190,7 @@ def backward(
     tied, values = values is None, keys if values is None else values
     parts = unpack(packed, len(q) - 1)
     g = _padded_sort(grad_output, parts.order)  # (N + 1, d_emb)
-    _, weights = _weights(parts, q, flat)
+    weights = _unflatten(flat, parts)
     grad_q = torch.zeros_like(q)
     # One row more than the table has: where the padding of small groups writes.
     grad_keys = keys.new_zeros(len(keys) + 1, keys.shape[1])
@@ -228,13 +231,12 @@ def _few(token_ids: Tensor, bounds: Tensor, width: int) -> bool:
     return positions * longest * width <= FEW
 
 
-def _weights(parts: Parts, q: Tensor, flat: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
-    """A new or given tensor of one dimension, and its parts by slice (n, d_t) and bucket (G, P, R)."""
+def _unflatten(flat: Tensor, parts: Parts) -> list[Tensor]:
+    """The softmax weights of every slice (n, d_t), then of every bucket (G, P, R)."""
     shapes = [(b - a, last - first) for a, b, first, last in parts.slices]
     shapes += [(*bucket.positions.shape, bucket.rows.shape[1]) for bucket in parts.buckets]
-    sizes = [prod(shape) for shape in shapes]
-    flat = q.new_empty(sum(sizes)) if flat is None else flat
-    return flat, [part.view(shape) for part, shape in zip(flat.split(sizes), shapes, strict=True)]
+    split = flat.split([prod(shape) for shape in shapes]) if shapes else ()
+    return [part.view(shape) for part, shape in zip(split, shapes, strict=True)]
 
 
 def _padded_sort(x: Tensor, order: Tensor) -> Tensor:

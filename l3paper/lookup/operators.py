@@ -194,6 +194,13 @@ def _gradients(operator: Callable, *arguments) -> tuple[Tensor, ...]:
     return operator(*arguments) if compiling else _Gradients.apply(operator, *arguments)
 
 
+def _keep(ctx, *outputs: Tensor) -> None:
+    """Mark outputs that only the backward pass uses: they have no gradients, not even zeros."""
+    ctx.mark_non_differentiable(*outputs)
+    if not torch.compiler.is_compiling():  # the compiler makes no zeros that nobody reads
+        ctx.set_materialize_grads(False)
+
+
 class _Lookup(torch.autograd.Function):
     @staticmethod
     def forward(name, query, token_ids, bounds, keys, values):
@@ -204,7 +211,7 @@ class _Lookup(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.mark_non_differentiable(*output[1:])
+        _keep(ctx, *output[1:])
         ctx.save_for_backward(*inputs[4:], *output[1:])
 
     @staticmethod
@@ -220,7 +227,7 @@ class _Tiled(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.mark_non_differentiable(output[1])
+        _keep(ctx, output[1])
         ctx.save_for_backward(*inputs, *output)
 
     @staticmethod
