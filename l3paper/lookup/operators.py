@@ -216,6 +216,8 @@ class _Lookup(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_output, *_):
+        if grad_output is None:
+            return (None,) * 6
         grad_query, *grad_tables = _gradients(GROUPED_BACKWARD, grad_output, *ctx.saved_tensors)
         return None, grad_query, None, None, *_two(grad_tables)
 
@@ -232,6 +234,8 @@ class _Tiled(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_output, _):
+        if grad_output is None:
+            return (None,) * 6
         grad_query, *grad_tables = _gradients(TILED_BACKWARD, grad_output, *ctx.saved_tensors)
         return grad_query, *_two(grad_tables), None, None, None
 
