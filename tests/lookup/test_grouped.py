@@ -1,4 +1,4 @@
-"""What the grouped lookup adds to the tests of every lookup in test_lookup.py."""
+"""What the grouped lookup adds to the tests of every lookup in test_reference.py."""
 
 from contextlib import contextmanager
 
