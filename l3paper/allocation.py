@@ -22,7 +22,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from numbers import Integral
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -85,17 +84,6 @@ def give_rows(last_tokens: Iterable[int], vocab_size: int, n_emb: int, k_max: in
     return alloc
 
 
-class Codeword(NamedTuple):
-    """A phrase of the dictionary and its count."""
-
-    phrase: tuple[int, ...]
-    count: int
-
-    @property
-    def last_token(self) -> int:
-        return self.phrase[-1]
-
-
 ROOT = -1
 """The node of the empty phrase."""
 
@@ -126,14 +114,10 @@ class Codebook:
         order = np.argsort(-self.counts, kind="stable")
         return order[: np.count_nonzero(self.counts)]
 
-    def last_tokens(self, nodes: np.ndarray) -> np.ndarray:
-        """The token in which each node's phrase ends, shape of `nodes`."""
-        return self.tokens[nodes]
-
-    def codewords(self) -> Iterator[Codeword]:
-        """The codewords in the order in which they give rows."""
+    def codewords(self) -> Iterator[tuple[tuple[int, ...], int]]:
+        """The codewords as (phrase, count), in the order in which they give rows."""
         for node in self.ranked_nodes():
-            yield Codeword(self.phrase(node), int(self.counts[node]))
+            yield self.phrase(node), int(self.counts[node])
 
 
 def scan_codewords(
@@ -204,7 +188,7 @@ def allocate_by_codewords(codebook: Codebook, n_emb: int, k_max: int) -> list[in
     """`give_rows` from a finished scan; the rows that no codeword gives go by token frequency."""
     vocab_size = codebook.vocab_size
     total = _total_rows(vocab_size, n_emb, k_max)
-    last_tokens = codebook.last_tokens(codebook.ranked_nodes()).tolist()
+    last_tokens = codebook.tokens[codebook.ranked_nodes()].tolist()
     alloc = np.array(give_rows(last_tokens, vocab_size, total, k_max))
     if missing := total - int(alloc.sum()):
         warnings.warn(

@@ -33,7 +33,7 @@ from l3paper.parts.optimizer import MuonAdamW
 from l3paper.records import write_record
 from l3paper.training import report
 from l3paper.training.batches import Batches
-from l3paper.training.build import build_model, compile_model, steps_of
+from l3paper.training.build import build_model, compile_model
 from l3paper.training.config import TrainConfig, add_flags, from_flags
 from l3paper.training.distributed import (
     Group,
@@ -166,8 +166,8 @@ def prepare(
     require_length(corpus.train, config.sequence_len, "training text")
     require_length(corpus.validation, config.sequence_len, "held-out text")
     torch.manual_seed(config.seed)
-    model, costs = build_model(config, corpus)
-    config = replace(config, num_iterations=steps_of(config, corpus))
+    model, costs, num_iterations = build_model(config, corpus)
+    config = replace(config, num_iterations=num_iterations)
     identity = report.identity(config, corpus, start)
     folder = RunFolder(checkpoints, identity) if checkpoints else None
     if start:

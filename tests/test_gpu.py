@@ -25,7 +25,7 @@ def outcome(folder, name):
     return read_record(folder / "gpu" / "parts" / f"{name}.json")
 
 
-AGAIN = ("throughput-large", "allocation", "k_max")
+AGAIN = ("throughput-large", "many_rows", "k_max")
 """Parts that differ from others by a size or by the experiment's name alone."""
 
 
@@ -126,8 +126,8 @@ def test_a_part_that_fails_leaves_the_others(tmp_path, capfd):
 
 def test_skipped_parts_leave_no_trace(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    flags = ["--dry-run", "--folder", str(tmp_path), "main", "k_max"]
-    assert main([*flags, "--skip", "main", "k_max"]) == 0
+    flags = ["--dry-run", "--folder", str(tmp_path), "rivals", "k_max"]
+    assert main([*flags, "--skip", "rivals", "k_max"]) == 0
     assert overview(tmp_path).count("| no |") == len(parts(tmp_path))
 
 

@@ -35,13 +35,13 @@ def bench_decode(
     """
     base = PRESETS[preset]
     corpus = load_corpus(vocab_size=base.vocab_size)
-    dense = build_model(replace(base, l3_after_layers=""), corpus)[0].to(device)
+    dense = build_model(replace(base, l3_after_layers=""), corpus).model.to(device)
     places = [str(i) for i in range(base.depth)] if sweep else [base.model_config().l3_after_layers]
     results = []
     with tempfile.TemporaryDirectory() as folder:
         for place in places:
             saved = Path(folder) / place
-            model, _ = build_model(replace(base, l3_after_layers=place), corpus)
+            model = build_model(replace(base, l3_after_layers=place), corpus).model
             save_model(saved, model, corpus.tokenizer)
             models = {f"L3 {tables}": load_model(saved, device, tables)[0] for tables in TABLES}
             for batch in BATCHES[:1] if sweep else BATCHES:

@@ -61,7 +61,7 @@ class Run(NamedTuple):
 def make_run(config: TrainConfig, device: torch.device) -> Run:
     """Build the configuration's model, ready to train on the device."""
     corpus = load_corpus(config.data, config.vocab_size, config.data_bytes)
-    model, costs = build_model(config, corpus)
+    model, costs, _ = build_model(config, corpus)
     model.to(device)
     if config.compile:
         model.compile_parts()

@@ -40,14 +40,6 @@ def match_deeper(l3: GPTConfig, mean_rows: float) -> GPTConfig:
     )
 
 
-def match_longer(l3: GPTConfig, mean_rows: float) -> GPTConfig:
-    """The model without L3 layers, to be trained for `more_steps`.
-
-    Raises ValueError if `l3` has no L3 layers, or has experts.
-    """
-    return _without_l3(l3)
-
-
 def more_steps(l3: GPTConfig, mean_rows: float, steps: int) -> int:
     """The steps in which the model without L3 layers costs what `l3` costs in `steps`."""
     dense = account(_without_l3(l3)).flops_forward
@@ -133,7 +125,7 @@ def match_engram(l3: GPTConfig, mean_rows: float) -> GPTConfig:
 
 
 STAND_INS = {
-    "longer": match_longer,
+    "longer": lambda l3, mean_rows: _without_l3(l3),  # and trained for `more_steps`
     "wider": match_wider,
     "deeper": match_deeper,
     "moe": match_moe,

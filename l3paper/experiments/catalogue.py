@@ -5,7 +5,7 @@ that are equal in two experiments are trained once.
 """
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -60,9 +60,6 @@ SOURCE = "stdlib"
 
 TEXT = os.environ.get("L3_TEXT") or ENGLISH
 """The text whose records carry the claims: the reader's own, if $L3_TEXT names it."""
-
-ENGLISH_TOKENS = "english-16384.npz"
-"""More text of the same kind, tokenized for the runs on a GPU."""
 
 
 @dataclass(frozen=True)
@@ -150,16 +147,6 @@ def rates(rate: float) -> list[float]:
     return [float(f"{rate * factor:.2g}") for factor in (1, 1 / 10, 1 / 3, 10 / 3, 10)]
 
 
-def against_rivals(points: Iterable[tuple[str, Changes]]) -> dict[str, Changes]:
-    """At every (name, changes) of a map: L3, and the dense models of equal operations."""
-    rivals = {"dense, deeper": "deeper", "dense, wider": "wider", "L3": ""}
-    return {
-        f"{name}: {model}": changes | {"stand_in": stand_in}
-        for name, changes in points
-        for model, stand_in in rivals.items()
-    }
-
-
 def retrofits(base: TrainConfig) -> dict[str, Changes]:
     """The dense family of `rivals`, and what continues its trained models for as many steps again."""
     return {
@@ -170,18 +157,6 @@ def retrofits(base: TrainConfig) -> dict[str, Changes]:
 
 
 EXPERIMENTS = {
-    "main": Experiment(
-        "At equal operations, tokens or time: is L3 better than dense models and than an MoE?",
-        "results",
-        lambda base: {
-            "dense": DENSE,
-            "dense, wider": {"stand_in": "wider"},
-            "dense, deeper": {"stand_in": "deeper"},
-            "MoE": {"stand_in": "moe"},
-            "L3": {},
-            "L3, two layers": {"l3_after_layers": spread(base, 2)},
-        },
-    ),
     "rivals": Experiment(
         "At equal operations, and where it has tables at equal parameters: which addition is the best?",
         "results",
@@ -254,22 +229,8 @@ EXPERIMENTS = {
         shared_search=True,
         seeds=8,
     ),
-    "table_lr": Experiment(
-        "How fast should the tables learn, relative to everything else?",
-        "not in the paper",
-        lambda base: {f"{rate:g}": {"table_lr": rate} for rate in rates(base.table_lr)},
-        shared_search=True,
-    ),
-    "router_lr": Experiment(
-        "How fast should the routers of the MoE learn, relative to everything else?",
-        "not in the paper",
-        lambda base: {
-            f"{rate:g}": {"stand_in": "moe", "router_lr": rate} for rate in rates(base.router_lr)
-        },
-        shared_search=True,
-    ),
     "allocation": Experiment(
-        "Is it the LZW scan that makes the rows worth having?",
+        "Does it matter how Algorithm 1 is read, and is it the LZW scan that makes rows worth having?",
         "ablations",
         lambda base: {
             "LZW": {},
@@ -277,10 +238,9 @@ EXPERIMENTS = {
             "as listed": {"l3_allocation": "lzw-listing"},
             "frequency": {"l3_allocation": "frequency"},
             "uniform": {"l3_allocation": "uniform"},
-            "one row per token": rows_per_token(base, 1),
-            "dense": DENSE,
         },
         shared_search=True,
+        seeds=5,
     ),
     "k_max": Experiment(
         "How many rows may one token own?",
@@ -293,40 +253,12 @@ EXPERIMENTS = {
         shared_search=True,
         seeds=5,
     ),
-    "rows": Experiment(
-        "How does the gain grow with the rows of the table?",
-        "ablations",
-        lambda base: {
-            "dense": DENSE,
-            **{f"{n} per token": rows_per_token(base, n) for n in (1, 2, 4, 8, 16)},
-        },
-        shared_search=True,
-    ),
     "tying": Experiment(
         "Do keys and values need separate tables?",
         "ablations",
         lambda base: {"tied": {}, "untied": {"l3_untied": True}},
         shared_search=True,
         seeds=8,
-    ),
-    "placement": Experiment(
-        "Behind which block does the layer belong?",
-        "ablations",
-        lambda base: {f"after {i}": {"l3_after_layers": str(i)} for i in range(base.depth)},
-        shared_search=True,
-    ),
-    "count": Experiment(
-        "One layer with 8 rows per token, or several that share them?",
-        "ablations",
-        lambda base: {
-            "1 x v": rows_per_token(base, 8),
-            **{
-                f"{n} x v / {n}": {"l3_after_layers": spread(base, n)} | rows_per_token(base, 8 // n)
-                for n in (2, 4)
-                if n <= base.depth
-            },
-        },
-        shared_search=True,
     ),
     "d_up": Experiment(
         "How wide must the up-projection be?",
@@ -346,23 +278,6 @@ EXPERIMENTS = {
         },
         shared_search=True,
         seeds=5,
-    ),
-    "tokens": Experiment(
-        "When does it pay: after how many tokens?",
-        "not in the paper",
-        lambda base: against_rivals(
-            (f"{f:g} x tokens", {"num_iterations": int(f * base.num_iterations)})
-            for f in (1, 0.25, 0.5, 2)
-        ),
-        shared_search=True,
-    ),
-    "width": Experiment(
-        "When does it pay: in how wide a model?",
-        "not in the paper",
-        lambda base: against_rivals(
-            (f"{f:g} x width", {"n_embd": int(f * base.n_embd)}) for f in (1, 0.5, 1.5)
-        ),
-        shared_search=True,
     ),
     "rows_width": Experiment(
         "How does the gain depend on the rows of the table, in narrower and wider models?",
@@ -390,17 +305,5 @@ EXPERIMENTS = {
         },
         shared_search=True,
         seeds=4,
-    ),
-    "vocabulary": Experiment(
-        "When does it pay: with how many tokens in the vocabulary?",
-        "not in the paper",
-        lambda base: against_rivals(
-            (
-                f"{f:g} x vocabulary",
-                {name: f * getattr(base, name) for name in ("vocab_size", "l3_n_emb")},
-            )
-            for f in (1, 2)
-        ),
-        shared_search=True,
     ),
 }

@@ -21,12 +21,8 @@ from l3paper.training.config import TrainConfig
 RUNS = Path(os.environ.get("L3_RECORDS") or RECORDS / "runs")
 """The folder of the recorded runs: the reader's own, if $L3_RECORDS names it."""
 
-FIRST_RUNS = RECORDS / "first-split"
-"""Runs on an earlier order and split of the texts, which the notebooks draw until all are made anew."""
-
 _RATES_OF_KINDS = {"table_lr": ("l3", "engram", "per-layer-embedding"), "router_lr": ("moe",)}
 """Learning rates that change nothing in models of other kinds."""
-
 
 OPEN = "not recorded yet"
 """What tables say of a MissingRun."""

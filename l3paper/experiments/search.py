@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from l3paper.experiments.catalogue import EXPERIMENTS, TEXT
-from l3paper.experiments.runs import FIRST_RUNS, RUNS, MissingRun, final_loss, read_runs
+from l3paper.experiments.runs import RUNS, MissingRun, final_loss, read_runs
 from l3paper.training.config import TrainConfig
 
 LR_SCALES = (0.5, 1.0, 2.0)
@@ -127,8 +127,7 @@ def results(
     experiment = EXPERIMENTS[name]
     configs = experiment.configs(preset, data)
     searched = {family: experiment.searched(config, preset) for family, config in configs.items()}
-    first = 3 if folder == FIRST_RUNS else None
-    planned = {family: seeds or first or experiment.seeds_of(family) for family in configs}
+    planned = {family: seeds or experiment.seeds_of(family) for family in configs}
     families, missing = read_families(configs, searched, planned, partial(read_runs, folder=folder))
     if missing:
         raise missing[0]

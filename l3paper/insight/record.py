@@ -88,41 +88,13 @@ def record_insight(run: TrainedRun, lens_steps: int, held_out: int = 32768) -> d
     by_block = choices(model, idx)
     return {
         "lens": {name: float(torch.cat([kl[name] for kl in by_batch]).mean()) for name in by_batch[0]},
-        "choices": {str(block): _summary(choice, corpus) for block, choice in by_block.items()},
+        "choices": {str(block): {"of_frequent": _parts(choice)} for block, choice in by_block.items()},
         "explorer": [
             _explored(model, corpus, block, token, idx)
             for block in by_block
             for token in frequent_words(corpus, model, idx)
         ],
         **{key: run.record[key] for key in ("config", "corpus", "environment", "model", "evaluations")},
-    }
-
-
-def _summary(choice: Choice, corpus: TokenizedCorpus) -> dict:
-    """Mean distances from uniform: of all positions, by number of rows, and of the top fifty tokens.
-
-    Positions whose token owns a single row have no choice; they count only by number of rows.
-    """
-    by_rows = []
-    for rows in choice.rows.unique().tolist():
-        here = choice.rows == rows
-        by_rows.append([rows, int(here.sum()), float(choice.distance[here].mean())])
-    several = choice.rows > 1
-    share = choice.distance[several] / choice.rows[several].log()
-    tokens, counts = choice.token_ids[several].unique(return_counts=True)
-    by_token = []
-    for place in counts.argsort(descending=True)[:50].tolist():
-        here = choice.token_ids == tokens[place]
-        text = token_text(corpus.tokenizer, int(tokens[place]))
-        mean = float(choice.distance[here].mean())
-        by_token.append([text, int(choice.rows[here][0]), int(counts[place]), mean])
-    return {
-        "mean": float(choice.distance[several].mean()),
-        "share_of_most": float(share.mean()),
-        "of_frequent": _parts(choice),
-        "positions": int(several.sum()),
-        "by_rows": by_rows,
-        "by_token": by_token,
     }
 
 

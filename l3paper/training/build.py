@@ -1,6 +1,7 @@
 """A configuration's model, made for a text; what runs of one process can share, they do."""
 
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 
@@ -14,28 +15,28 @@ from l3paper.training.config import TrainConfig
 _compiled: GPTConfig | None = None
 
 
-def build_model(config: TrainConfig, corpus: TokenizedCorpus) -> tuple[GPT, Accounting]:
-    """A fresh model, its L3 layers allocated from the training text, and its costs."""
-    wanted = config.model_config()
+class Built(NamedTuple):
+    model: GPT
+    costs: Accounting
+    num_iterations: int
+    """Steps of the run: those configured, unless a dense model trains for as long as L3 costs."""
+
+
+def build_model(config: TrainConfig, corpus: TokenizedCorpus) -> Built:
+    """Make a fresh model, its L3 layers allocated from the training text."""
+    wanted, steps = config.model_config(), config.num_iterations
     if not wanted.l3_blocks:
-        return GPT(wanted), account(wanted)
+        return Built(GPT(wanted), account(wanted), steps)
     alloc = rows_per_token(config.l3_allocation, wanted.l3_n_emb, wanted.l3_k_max, corpus)
     mean_rows = weighted_mean_rows(alloc, corpus.token_counts)
     if config.stand_in:
         model = GPT(STAND_INS[config.stand_in](wanted, mean_rows))
-        return model, account(model.config)
+        if config.stand_in == "longer":
+            steps = more_steps(wanted, mean_rows, steps)
+        return Built(model, account(model.config), steps)
     model = GPT(wanted)
     model.set_l3_bounds(allocation_to_bounds(alloc))
-    return model, account(wanted, mean_rows)
-
-
-def steps_of(config: TrainConfig, corpus: TokenizedCorpus) -> int:
-    """The steps of a run: those configured, unless a dense model trains for as long as L3 costs."""
-    if config.stand_in != "longer":
-        return config.num_iterations
-    wanted = config.model_config()
-    alloc = rows_per_token(config.l3_allocation, wanted.l3_n_emb, wanted.l3_k_max, corpus)
-    return more_steps(wanted, weighted_mean_rows(alloc, corpus.token_counts), config.num_iterations)
+    return Built(model, account(wanted, mean_rows), steps)
 
 
 @lru_cache(maxsize=8)  # for the next runs of this process: the scan of a large text takes its time

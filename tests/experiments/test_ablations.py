@@ -1,59 +1,80 @@
-"""The newest records of a question, with a label that says which they are."""
+"""Gains and verdicts that answer a question, from the records of its experiment."""
 
 import pytest
 
 from l3paper.experiments import ablations
-from l3paper.experiments.ablations import ALTERNATIVES, alternatives, ask, newest, rows_and_width, say
+from l3paper.experiments.ablations import ALTERNATIVES, alternatives, recorded, rows_and_width, say
 from l3paper.experiments.catalogue import EXPERIMENTS
-from l3paper.experiments.runs import FIRST_RUNS, MissingRun
+from l3paper.experiments.runs import MissingRun
+from l3paper.experiments.search import Family
 from l3paper.experiments.statistics import over_seeds
-
-SOURCE_PLACES = ((ablations.SOURCE, FIRST_RUNS),)
 
 
 @pytest.fixture
-def earlier_source(monkeypatch):
-    """Only the records of source code on the earlier split exist."""
-    monkeypatch.setattr(ablations, "PLACES", SOURCE_PLACES)
+def made_up(monkeypatch):
+    """Records of "rivals", "many_rows" and "rows_width" with losses that tell where they are from."""
+
+    def family(config, number):
+        runs = [
+            {"config": config | {"seed": seed}, "evaluations": [{"loss": number + seed * number / 100}]}
+            for seed in range(3)
+        ]
+        return Family({}, runs)
+
+    made = {}
+    for experiment in ("rivals", "many_rows", "rows_width"):
+        configs = EXPERIMENTS[experiment].configs("laptop", "text")
+        made[experiment] = {
+            name: family(vars(config), len(made) + i / 8)
+            for i, (name, config) in enumerate(configs.items())
+        }
+
+    def results(experiment):
+        if experiment not in made:
+            raise MissingRun("a run is missing")
+        return made[experiment]
+
+    recorded.cache_clear()
+    monkeypatch.setattr(ablations, "results", results)
+    yield made
+    recorded.cache_clear()
 
 
-def test_the_first_place_that_has_all_runs_is_taken(monkeypatch, tmp_path):
-    places = (("english.txt", tmp_path), *SOURCE_PLACES)
-    monkeypatch.setattr(ablations, "PLACES", places)
-    found = newest("tying")
-    assert found.place == SOURCE_PLACES[0]
-    assert found.label == "earlier split, source code, 3 seeds"
-    assert found.gain("dense", "tied").mean == -found.gain("tied").mean  # "dense" is a reference
+def test_a_family_is_compared_with_its_experiment_or_with_the_rivals(made_up):
+    records = recorded("many_rows")
+    assert records.label == "3 seeds"
+    uniform, lzw = (made_up["many_rows"][name].losses() for name in ("uniform", "LZW"))
+    assert records.gain("LZW", "uniform").by_seed == tuple(uniform[s] - lzw[s] for s in range(3))
+    dense = made_up["rivals"]["dense"].losses()
+    assert records.gain("LZW").by_seed == tuple(dense[s] - lzw[s] for s in range(3))
+    assert records.gain("LZW", "MoE") != recorded("rivals").gain("L3", "MoE")  # its own MoE
 
 
-def test_an_experiment_may_have_had_another_name(earlier_source):
-    found = newest("places")
-    assert found.experiment == "placement"
-    assert "after 3" in found.families
+def test_what_is_not_recorded_names_its_command(made_up):
+    with pytest.raises(MissingRun, match=r"not recorded yet: .*experiments large_vocabulary --data"):
+        recorded("large_vocabulary")
 
 
-def test_what_is_not_recorded_names_its_command(earlier_source):
-    with pytest.raises(MissingRun, match=r"experiments large_vocabulary --data"):
-        newest("large_vocabulary")
-    with pytest.raises(MissingRun, match="lacks Engram"):
-        newest("rivals").gain("L3", "Engram")
-    with pytest.raises(MissingRun, match=r"experiments rivals --data"):
-        ask(("rivals", "L3", "Engram"))
+def test_rows_and_width(made_up):
+    points = rows_and_width()
+    assert {width: list(by_rows) for width, by_rows in points.items()} == {
+        32: [1, 4, 16],
+        64: [4, 16],
+        96: [1, 4, 16],
+    }
+    narrow = recorded("rows_width").gain("0.5 x width, 4 rows: L3", "0.5 x width, 4 rows: dense, wider")
+    assert points[32][4] == narrow
+    assert points[64][16] == recorded("many_rows").gain("LZW", "dense, wider")
 
 
-def test_the_first_way_that_is_recorded_answers(earlier_source):
-    missing, there = ("rivals", "L3", "Engram"), ("rivals", "L3", "MoE")
-    gain, label = ask(missing, there)
-    assert gain == newest("rivals").gain("L3", "MoE")
-    assert label.endswith("3 seeds")
-
-
-def test_rows_and_width(earlier_source):
-    points, _ = rows_and_width()
-    assert list(points) == [32, 64, 96]
-    assert list(points[64]) == [1, 2, 4, 8, 16]
-    width = newest("width")
-    assert points[32][4] == width.gain("0.5 x width: L3", "0.5 x width: dense, wider")
+def test_alternatives(made_up):
+    gains = alternatives()
+    assert list(gains) == list(ALTERNATIVES)
+    assert [question for question in gains if gains[question] is None] == [
+        question for question, (experiment, _) in ALTERNATIVES.items() if experiment == "long"
+    ]
+    for experiment, rival in ALTERNATIVES.values():
+        assert {"L3", rival} <= set(EXPERIMENTS[experiment].configs("laptop", "stdlib"))
 
 
 def test_verdicts_are_corrected_for_all_lines():
@@ -64,15 +85,3 @@ def test_verdicts_are_corrected_for_all_lines():
     assert said["open"] == "not recorded yet"
     assert say({"loss": over_seeds([-0.1, -0.101, -0.099])})["loss"].endswith("worse")
     assert "not decided" in say({"alone": alone} | dict.fromkeys("abcd"))["alone"]
-
-
-def test_alternatives(earlier_source):
-    gains, labels = alternatives()
-    longer = next(question for question in gains if "longer (" in question)
-    assert gains[longer] == newest("long").gain("2 x tokens: L3", "2 x tokens: dense, wider")
-    open_ones = [question for question in gains if gains[question] is None]
-    assert len(open_ones) == 3
-    assert all("python -m" in labels[question] for question in open_ones)
-    for ways in ALTERNATIVES.values():
-        experiment, *families = ways[-1]
-        assert set(families) <= set(EXPERIMENTS[experiment].configs("laptop", "stdlib"))

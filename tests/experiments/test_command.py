@@ -260,9 +260,9 @@ def test_command_prints_the_question_and_the_table(tiny, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["main", "--seeds", "0"], "seeds is 0; it must be at least 1"),
-        (["main", "--jobs", "0"], "jobs is 0; it must be at least 1"),
-        (["main", "--data", "no-such-file.txt"], "no-such-file.txt"),
+        (["rivals", "--seeds", "0"], "seeds is 0; it must be at least 1"),
+        (["rivals", "--jobs", "0"], "jobs is 0; it must be at least 1"),
+        (["rivals", "--data", "no-such-file.txt"], "no-such-file.txt"),
     ],
 )
 def test_bad_values_end_with_code_2(arguments, message, capsys):
@@ -271,7 +271,7 @@ def test_bad_values_end_with_code_2(arguments, message, capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"), [(["main", "--preset", "huge"], "'huge'"), (["other"], "'other'")]
+    ("arguments", "message"), [(["rivals", "--preset", "huge"], "'huge'"), (["other"], "'other'")]
 )
 def test_bad_choices_end_with_code_2(arguments, message, capsys):
     with pytest.raises(SystemExit, match=r"^2$"):
