@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 
-from l3paper.experiments.catalogue import TEXT
+from l3paper.experiments.catalogue import EXPERIMENTS, TEXT
 from l3paper.experiments.runs import OPEN, MissingRun
 from l3paper.experiments.search import Family, results
 from l3paper.experiments.statistics import (
@@ -93,20 +93,20 @@ def say(gains: Mapping[str, Gain | None]) -> dict[str, str]:
 
 
 def rows_and_width() -> dict[int, dict[int, Gain]]:
-    """Gains over wider MLPs of equal operations, by width and by rows per token.
+    """Gains over wider MLPs of equal operations, by width and by rows per token, if recorded.
 
-    They are of the experiment `rows_width`, and of the L3 models of `rivals` and `many_rows`.
+    They are of the L3 models of `rivals`, `many_rows` and `rows_width`.
     """
+    wide = EXPERIMENTS["rows_width"].configs("laptop", TEXT)
+    names = [("rows_width", name) for name in wide if name.endswith("L3")]
     points: dict[int, dict[int, Gain]] = {}
-    for experiment, names in (
-        ("rows_width", [name for name in recorded("rows_width").families if name.endswith(": L3")]),
-        ("rivals", ["L3"]),
-        ("many_rows", ["LZW"]),
-    ):
-        records = recorded(experiment)
-        for name in names:
-            config = records.families[name].runs[0]["config"]
-            rows = config["l3_n_emb"] // config["vocab_size"]
-            rival = name.replace(": L3", ": dense, wider") if ": L3" in name else "dense, wider"
-            points.setdefault(config["n_embd"], {})[rows] = records.gain(name, rival)
+    for experiment, name in [*names, ("rivals", "L3"), ("many_rows", "LZW")]:
+        try:
+            records = recorded(experiment)
+        except MissingRun:
+            continue
+        config = records.families[name].runs[0]["config"]
+        rows = config["l3_n_emb"] // config["vocab_size"]
+        rival = name.removesuffix("L3").removesuffix("LZW") + "dense, wider"
+        points.setdefault(config["n_embd"], {})[rows] = records.gain(name, rival)
     return {width: dict(sorted(by_rows.items())) for width, by_rows in sorted(points.items())}
