@@ -339,24 +339,12 @@ def command_line() -> argparse.ArgumentParser:
         "Python's standard library, a few minutes on a laptop.",
     )
     add = parser.add_argument
-    add(
-        "--record",
-        type=nonempty_path,
-        metavar="FILE",
-        help="the JSON record (default: in the cache folder)",
-    )
-    add(
-        "--save",
-        type=nonempty_path,
-        metavar="DIR",
-        help="write the trained model here, for l3paper.generate",
-    )
-    add(
-        "--checkpoint-dir",
-        type=nonempty_path,
-        metavar="DIR",
-        help="leave checkpoints here to resume from",
-    )
+    for flag, metavar, what in (
+        ("--record", "FILE", "the JSON record (default: in the cache folder)"),
+        ("--save", "DIR", "write the trained model here, for l3paper.generate"),
+        ("--checkpoint-dir", "DIR", "leave checkpoints here to resume from"),
+    ):
+        add(flag, type=nonempty_path, metavar=metavar, help=what)
     add("--checkpoint-every", type=int, default=100, metavar="N", help="steps apart (default: 100)")
     add("--checkpoint-keep", type=int, default=2, metavar="N", help="keep the N newest (default: 2)")
     add("--resume", action="store_true", help="resume from the newest intact checkpoint, if any")

@@ -1,6 +1,6 @@
-"""What a GPT costs: parameters, floating-point operations and bytes, from its configuration alone.
+"""What a GPT costs, from its configuration alone: parameters, FLOPs (floating-point operations), bytes.
 
-Conventions. A product of (m, k) and (k, n) is 2mkn operations; only matrix products count, as in
+Conventions. A product of (m, k) and (k, n) is 2mkn FLOPs; only matrix products count, as in
 `torch.utils.flop_counter`. Attention counts the full T x T square, causal or not. A backward pass
 costs twice the forward pass. Embedding and head count as active, as in the paper's tables. For the
 rows of L3, which differ from token to token, the mean is weighted by how often each token occurs:

@@ -63,7 +63,7 @@ def match_moe(
     dense = _without_l3(l3)
     rest, unit = account(dense), l3.n_layer * l3.n_embd
     # In units of n_layer * n_embd, e experts of width w have e * (1 + 2 w) parameters and cost
-    # 2 * (e + 2 k w) operations, the router being e of both.
+    # 2 * (e + 2 k w) FLOPs, the router being e of both.
     parameters = (wanted.total_parameters - rest.total_parameters + rest.parameters["mlp"]) / unit
     products = (wanted.flops_forward - rest.flops_forward + rest.flops["mlp"]) / (2 * unit)
 
@@ -83,7 +83,7 @@ def match_moe(
     best = min(sizes, key=miss, default=None)
     if best is None or miss(best) > tolerance:
         raise ValueError(
-            f"no mixture with experts_per_token = {k} costs {wanted.flops_forward:,.0f} operations "
+            f"no mixture with experts_per_token = {k} costs {wanted.flops_forward:,.0f} FLOPs "
             f"per token and has {wanted.total_parameters:,} parameters, within tolerance = {tolerance}"
         )
     n_experts, expert_width = best

@@ -93,7 +93,7 @@ def say(gains: Mapping[str, Gain | None]) -> dict[str, str]:
 
 
 def rows_and_width() -> dict[int, dict[int, Gain]]:
-    """Gains over wider MLPs of equal operations, by width and by rows per token, if recorded.
+    """Gains over wider MLPs of equal FLOPs, by width and by rows per token, if recorded.
 
     They are of the L3 models of `rivals`, `many_rows` and `rows_width`.
     """

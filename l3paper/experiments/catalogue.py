@@ -119,7 +119,7 @@ def rows_per_token(base: TrainConfig, rows: int) -> Changes:
 
 
 def rivals(base: TrainConfig) -> dict[str, Changes]:
-    """What may be added to a dense model, at the operations of one L3 layer.
+    """What may be added to a dense model, at the FLOPs of one L3 layer.
 
     MoE, Engram and per-layer embeddings have its total parameters, too.
     """
@@ -158,7 +158,7 @@ def retrofits(base: TrainConfig) -> dict[str, Changes]:
 
 EXPERIMENTS = {
     "rivals": Experiment(
-        "At equal operations, and where it has tables at equal parameters: which addition is the best?",
+        "At equal FLOPs, and where it has tables at equal parameters: which addition is the best?",
         "results",
         rivals,
         seeds=8,

@@ -97,7 +97,7 @@ def equal_time() -> Evidence:
     """That L3 is better than the plain dense model, trained until it has taken as long on a CPU.
 
     The dense model's loss at that time lies, by seed, on the line through its runs of as many steps and
-    those trained to equal operations, against the logarithm of the steps: an extrapolation.
+    those trained to equal FLOPs, against the logarithm of the steps: an extrapolation.
     """
     families = results("rivals")
     dense, longer, ours = (families[name].losses() for name in ("dense", "dense, longer", "L3"))
@@ -191,13 +191,13 @@ DENSE_GAIN = "+0.06 to +0.12 nats, WikiText-2"
 OURS = "not in the paper"
 
 RIVALS = {
-    "dense, wider": ("a model of wider MLPs, of equal operations", DENSE_GAIN),
-    "dense, deeper": ("a model of more blocks, of equal operations", DENSE_GAIN),
+    "dense, wider": ("a model of wider MLPs, of equal FLOPs", DENSE_GAIN),
+    "dense, deeper": ("a model of more blocks, of equal FLOPs", DENSE_GAIN),
     "dense, longer": ("the dense model, trained until it has cost as much", OURS),
-    "MLP in place": ("an MLP of equal operations in its place", OURS),
-    "MoE": ("an MoE of equal operations and parameters", "better"),
-    "Engram": ("an Engram layer of equal operations and parameters", OURS),
-    "per-layer embedding": ("one row per token, of equal operations and parameters", OURS),
+    "MLP in place": ("an MLP of equal FLOPs in its place", OURS),
+    "MoE": ("an MoE of equal FLOPs and parameters", "better"),
+    "Engram": ("an Engram layer of equal FLOPs and parameters", OURS),
+    "per-layer embedding": ("one row per token, of equal FLOPs and parameters", OURS),
 }
 """What L3 is compared with on English: in words, and what the paper reports."""
 

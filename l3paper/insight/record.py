@@ -41,7 +41,7 @@ MODELS: dict[str, Changes] = {
     "per-layer-embedding": {"stand_in": "per-layer-embedding", "table_lr": PER_LAYER_LR},
 }
 """The models by name, as changes of the one with two L3 layers. The last two are controls: MLPs, or one
-row per token, in the same places and of equal operations."""
+row per token, in the same places and of equal FLOPs."""
 
 LENS_STEPS = {"smoke": 20, "laptop": 500, "gpu": 1000}
 SEEDS = 3

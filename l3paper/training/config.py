@@ -13,25 +13,12 @@ from l3paper.gpt import GPTConfig
 from l3paper.parts.variants import VARIANTS
 
 
-def _option(default, help):
-    return field(default=default, metadata={"help": help})
+def _option(default, help, least=-math.inf):
+    return field(default=default, metadata={"help": help, "least": least})
 
 
 MOST = 2**31 - 1
 """The most that any integer of a configuration may be."""
-
-_LEAST = {
-    1: [
-        "depth",
-        "sequence_len",
-        "batch_size",
-        "accumulate",
-        "num_iterations",
-        "eval_every",
-        "eval_tokens",
-    ],
-    0: ["n_embd", "n_head", "n_kv_head", "l3_n_emb", "seed"],
-}
 
 
 @dataclass(frozen=True)
@@ -41,18 +28,18 @@ class TrainConfig:
     data: str = _option("stdlib", "stdlib, a .txt/.jsonl/.parquet file or folder, or hf:NAME[:CONFIG]")
     data_bytes: int | None = _option(None, "read only that many bytes of text; hf: needs it")
     vocab_size: int = _option(4096, "tokens of the byte-level BPE")
-    depth: int = _option(4, "decoder blocks")
-    n_embd: int = _option(0, "width; 0 for 32 per block")
-    n_head: int = _option(0, "attention heads; 0 for one per 32 of the width")
-    n_kv_head: int = _option(0, "heads of keys and values; 0 for n_head")
-    sequence_len: int = _option(128, "tokens the model sees at once")
-    batch_size: int = _option(16, "sequences per step")
-    accumulate: int = _option(1, "passes per step, each with an equal part of the batch")
-    num_iterations: int = _option(1000, "steps")
+    depth: int = _option(4, "decoder blocks", least=1)
+    n_embd: int = _option(0, "width; 0 for 32 per block", least=0)
+    n_head: int = _option(0, "attention heads; 0 for one per 32 of the width", least=0)
+    n_kv_head: int = _option(0, "heads of keys and values; 0 for n_head", least=0)
+    sequence_len: int = _option(128, "tokens the model sees at once", least=1)
+    batch_size: int = _option(16, "sequences per step", least=1)
+    accumulate: int = _option(1, "passes per step, each with an equal part of the batch", least=1)
+    num_iterations: int = _option(1000, "steps", least=1)
     l3_after_layers: str | None = _option(
         None, "blocks, from 0, that an L3 layer follows: '1,3'; '' for none; by default depth // 2"
     )
-    l3_n_emb: int = _option(0, "rows of each L3 table; 0 for 4 per token of the vocabulary")
+    l3_n_emb: int = _option(0, "rows of each L3 table; 0 for 4 per token of the vocabulary", least=0)
     l3_d_up: int = _option(0, "width after the up-projection; 0 for 4 * n_embd")
     l3_k_max: int = _option(64, "most rows one token may own")
     l3_untied: bool = _option(False, "separate tables for keys and values")
@@ -60,7 +47,7 @@ class TrainConfig:
     l3_allocation: str = _option("lzw", f"who gets the rows: {', '.join(ALLOCATIONS)}")
     l3_variant: str = _option("", f"change the layer: {', '.join(filter(None, VARIANTS))}")
     stand_in: str = _option(
-        "", f"train, in place of this L3 model, its equal in operations: {', '.join(STAND_INS)}"
+        "", f"train, in place of this L3 model, its equal in FLOPs: {', '.join(STAND_INS)}"
     )
     init_from: str | None = _option(
         None, "start from the model in this folder, made by --save; layers it lacks are fresh"
@@ -70,9 +57,11 @@ class TrainConfig:
     router_lr: float = _option(0.01, "learning rate of the routers of an MoE, at width 768")
     clip: float = _option(0.0, "largest norm of all gradients together; 0 for no limit")
     overfit_batch: bool = _option(False, "train on the first batch at every step, to find faults")
-    eval_every: int = _option(100, "steps between evaluations on the held-out documents")
-    eval_tokens: int = _option(32768, "held-out tokens each of those takes; the last takes all")
-    seed: int = _option(0, "seed of the initialisation and the batches")
+    eval_every: int = _option(100, "steps between evaluations on the held-out documents", least=1)
+    eval_tokens: int = _option(
+        32768, "held-out tokens each of those takes; the last takes all", least=1
+    )
+    seed: int = _option(0, "seed of the initialisation and the batches", least=0)
     shard: bool = _option(False, "under torchrun: divide the L3 tables among the processes by rows")
     compile: bool = _option(
         False, "compile blocks, L3 layers and the loss: faster on a GPU, slow to start"
@@ -86,8 +75,9 @@ class TrainConfig:
         if self.init_from == "":
             raise ValueError("init_from is empty; name the folder of a saved model")
         at_most(MOST, **{name: value for name, value in settings.items() if isinstance(value, int)})
-        for least, names in _LEAST.items():
-            at_least(least, **{name: settings[name] for name in names})
+        for option in fields(self):
+            if option.type is int:
+                at_least(option.metadata["least"], **{option.name: settings[option.name]})
         for name, most in (("lr_scale", 1e30), ("table_lr", 1e3), ("router_lr", 1e3)):
             if not 0 < settings[name] <= most:
                 raise ValueError(

@@ -63,9 +63,9 @@ def test_every_claim_gets_the_verdict_of_its_records(made_up):
     assert len(rows) == len(claims.CLAIMS) + len(claims.SPEEDS)
     assert all(len(row) == len(head) for row in rows)
     said = {row[0]: row[-1].partition(",")[0] for row in rows}
-    assert said["L3 is better than a model of wider MLPs, of equal operations"] == AGREES
-    assert said["L3 is better than an Engram layer of equal operations and parameters"] == DISAGREES
-    assert said["L3 is better than an MoE of equal operations and parameters"] == UNDECIDED
+    assert said["L3 is better than a model of wider MLPs, of equal FLOPs"] == AGREES
+    assert said["L3 is better than an Engram layer of equal FLOPs and parameters"] == DISAGREES
+    assert said["L3 is better than an MoE of equal FLOPs and parameters"] == UNDECIDED
     assert said["Uniform rows lose nearly all of the gain"] == DISAGREES  # they keep 0.10 of 0.11
     assert said["Keys and values may share a table"] == AGREES
     assert said["The middle is better than the first place"] == AGREES
