@@ -172,10 +172,10 @@ class GPTConfig:
             return []
         try:
             blocks = sorted(int(part) for part in written.split(","))
-        except ValueError:
+        except ValueError as error:
             raise ValueError(
                 f"{name} is {written!r}; give block numbers such as '2' or '1,3'"
-            ) from None
+            ) from error
         if blocks[0] < 0 or blocks[-1] >= self.n_layer or len(set(blocks)) < len(blocks):
             raise ValueError(
                 f"{name} is {written!r}; give different blocks out of 0 .. {self.n_layer - 1}"

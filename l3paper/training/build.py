@@ -12,8 +12,6 @@ from l3paper.data.streams import TokenizedCorpus
 from l3paper.gpt import GPT, GPTConfig
 from l3paper.training.config import TrainConfig
 
-_compiled: GPTConfig | None = None
-
 
 class Built(NamedTuple):
     model: GPT
@@ -47,8 +45,10 @@ def rows_per_token(rule: str, n_emb: int, k_max: int, corpus: TokenizedCorpus) -
 
 def compile_model(model: GPT) -> None:
     """Compile its parts; a model of the shape of the one before takes over what is there."""
-    global _compiled
-    if model.config != _compiled:
-        torch.compiler.reset()  # what other shapes compiled would count towards the limit
-        _compiled = model.config
+    _forget_other_shapes(model.config)
     model.compile_parts()
+
+
+@lru_cache(maxsize=1)  # nothing to forget for the shape of the call before
+def _forget_other_shapes(config: GPTConfig) -> None:
+    torch.compiler.reset()  # what other shapes compiled would count towards the limit
