@@ -7,7 +7,7 @@ that are equal in two experiments are trained once.
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from l3paper.parts.variants import VARIANTS
 from l3paper.training.config import PRESETS, TrainConfig
@@ -62,6 +62,16 @@ TEXT = os.environ.get("L3_TEXT") or ENGLISH
 """The text whose records carry the claims: the reader's own, if $L3_TEXT names it."""
 
 
+class Planned(NamedTuple):
+    """A family of an experiment, as it is to be trained."""
+
+    config: TrainConfig
+    """At seed 0, with the preset's learning rates."""
+    searched: TrainConfig
+    """The configuration whose search finds the family's learning rate."""
+    seeds: int
+
+
 @dataclass(frozen=True)
 class Experiment:
     """A question, and the families of models that answer it."""
@@ -91,12 +101,18 @@ class Experiment:
         base = replace(self.presets[preset], data=data)
         return {name: replace(base, **changes) for name, changes in self.families(base).items()}
 
-    def seeds_of(self, family: str) -> int:
-        """The planned number of seeds."""
-        return self.more_seeds.get(family, self.seeds)
+    def plan(self, preset: str, data: str, seeds: int | None = None) -> dict[str, Planned]:
+        """All families by name; `seeds`, if given, takes the place of the planned numbers."""
+        return {
+            name: Planned(
+                config,
+                self._searched(config, preset),
+                seeds or self.more_seeds.get(name, self.seeds),
+            )
+            for name, config in self.configs(preset, data).items()
+        }
 
-    def searched(self, config: TrainConfig, preset: str) -> TrainConfig:
-        """The configuration whose search finds the learning rate of `config`, a family's."""
+    def _searched(self, config: TrainConfig, preset: str) -> TrainConfig:
         if not self.shared_search:
             return config
         kept = {name: getattr(config, name) for name in self.search_keeps}

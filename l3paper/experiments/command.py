@@ -57,20 +57,17 @@ def run_experiment(
     `seeds` is the planned number of each family if it is None. Raises ValueError for data that cannot
     be used, and for records made with another text.
     """
-    experiment, path = EXPERIMENTS[name], folder / f"{name}.jsonl"
-    configs = experiment.configs(preset, data)
-    searched = {family: experiment.searched(config, preset) for family, config in configs.items()}
-    planned = {family: seeds or experiment.seeds_of(family) for family in configs}
+    plan, path = EXPERIMENTS[name].plan(preset, data, seeds), folder / f"{name}.jsonl"
     # Build every corpus once, before the runs compete for it.
-    sizes = {(config.vocab_size, config.data_bytes) for config in configs.values()}
+    sizes = {(family.config.vocab_size, family.config.data_bytes) for family in plan.values()}
     texts = {load_corpus(data, *size).sha256 for size in sizes}
     read = partial(read_runs, folder=folder, texts=texts)
-    families, missing = read_families(configs, searched, planned, read)
+    families, missing = read_families(plan, read)
     least = []
-    for family, config in configs.items():
+    for config, searched, number in plan.values():
         start = families.get(config.init_from)
-        least += [run_at(searched[family], scale, 0, start) for scale in LR_SCALES]
-        least += [run_at(config, config.lr_scale, seed, start) for seed in range(planned[family])]
+        least += [run_at(searched, scale, 0, start) for scale in LR_SCALES]
+        least += [run_at(config, config.lr_scale, seed, start) for seed in range(number)]
     recorded = read_records(folder)
     unrecorded = {run_name(config): config for config in least}
     unrecorded = [config for run, config in unrecorded.items() if run not in recorded]
@@ -87,7 +84,7 @@ def run_experiment(
                 del running[done]
                 done.result()
                 bar.update()
-            families, missing = read_families(configs, searched, planned, read)
+            families, missing = read_families(plan, read)
     return families
 
 

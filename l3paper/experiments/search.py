@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from l3paper.experiments.catalogue import EXPERIMENTS, TEXT
+from l3paper.experiments.catalogue import EXPERIMENTS, TEXT, Planned
 from l3paper.experiments.runs import RUNS, MissingRun, final_loss, read_runs
 from l3paper.training.config import TrainConfig
 
@@ -21,7 +21,6 @@ LR_SCALES = (0.5, 1.0, 2.0)
 search tries the next factor of 2 beyond it."""
 
 LR_LIMITS = (1 / 16, 16)
-
 
 OTHER_BATCHES = 1000
 """What is added to the seed of a run that continues a model: its seed's own batches are used up."""
@@ -71,18 +70,17 @@ def run_at(config: TrainConfig, scale: float, seed: int, start: Family | None = 
     return replace(config, lr_scale=scale, seed=seed)
 
 
-def read_family(
-    config: TrainConfig,
-    searched: TrainConfig,
-    seeds: int,
-    read: Callable[[list[TrainConfig]], list[dict]],
-    start: Family | None = None,
-) -> Family:
-    """Walk through the search with `searched`, then read the runs of `config` at the best rate.
+Read = Callable[[list[TrainConfig]], list[dict]]
+"""Returns the records of several runs, or raises MissingRun."""
 
-    `read` returns the records of several runs, or raises MissingRun, which ends the walk. `start` is
-    the family whose models this one continues, if it does.
+
+def read_family(planned: Planned, read: Read, start: Family | None = None) -> Family:
+    """Walk through the search, then read the family's runs at the best rate, all seeds.
+
+    A MissingRun of `read` ends the walk. `start` is the family whose models this one continues, if it
+    does.
     """
+    config, searched, seeds = planned
     search: dict[float, dict] = {}
     losses: dict[float, float] = {}
     while scales := next_scales(losses):
@@ -94,23 +92,18 @@ def read_family(
     return Family(dict(sorted(search.items())), runs)
 
 
-def read_families(
-    configs: dict[str, TrainConfig],
-    searched: dict[str, TrainConfig],
-    seeds: dict[str, int],
-    read: Callable[[list[TrainConfig]], list[dict]],
-) -> tuple[dict[str, Family], list[MissingRun]]:
+def read_families(plan: dict[str, Planned], read: Read) -> tuple[dict[str, Family], list[MissingRun]]:
     """All families of an experiment whose records are complete, and what the others raise."""
     families, missing = {}, []
-    for name, config in sorted(configs.items(), key=lambda item: item[1].init_from is not None):
-        if config.init_from and config.init_from not in families:
+    for name, planned in sorted(plan.items(), key=lambda item: item[1].config.init_from is not None):
+        origin = planned.config.init_from
+        if origin and origin not in families:
             continue  # what it continues is among the missing
-        start = families.get(config.init_from)
         try:
-            families[name] = read_family(config, searched[name], seeds[name], read, start)
+            families[name] = read_family(planned, read, families.get(origin))
         except MissingRun as error:
             missing.append(error)
-    return {name: families[name] for name in configs if name in families}, missing
+    return {name: families[name] for name in plan if name in families}, missing
 
 
 def results(
@@ -124,11 +117,8 @@ def results(
 
     Raises MissingRun, a ValueError, if a run is not recorded yet.
     """
-    experiment = EXPERIMENTS[name]
-    configs = experiment.configs(preset, data)
-    searched = {family: experiment.searched(config, preset) for family, config in configs.items()}
-    planned = {family: seeds or experiment.seeds_of(family) for family in configs}
-    families, missing = read_families(configs, searched, planned, partial(read_runs, folder=folder))
+    plan = EXPERIMENTS[name].plan(preset, data, seeds)
+    families, missing = read_families(plan, partial(read_runs, folder=folder))
     if missing:
         raise missing[0]
     return families

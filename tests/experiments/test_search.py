@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from l3paper.experiments.catalogue import DENSE, EXPERIMENTS, SMALL
+from l3paper.experiments.catalogue import DENSE, EXPERIMENTS, SMALL, Planned
 from l3paper.experiments.runs import MissingRun, final_loss, run_name
 from l3paper.experiments.search import next_scales, read_family
 from l3paper.train import train
@@ -31,7 +31,7 @@ def train_family(loss, config, searched, seeds):
 
     while True:
         try:
-            return read_family(config, searched, seeds, read), list(records)
+            return read_family(Planned(config, searched, seeds), read), list(records)
         except MissingRun as missing:
             for run in missing.runs:
                 settings = {"lr_scale": run.lr_scale, "seed": run.seed}
@@ -88,8 +88,7 @@ def test_a_shared_search_gives_its_rate_to_another_configuration():
 @NAMES
 def test_a_shared_search_is_made_with_the_presets_own_model(name):
     experiment, preset = EXPERIMENTS[name], SMALL["laptop"]
-    for config in experiment.configs("laptop", "stdlib").values():
-        searched = experiment.searched(config, "laptop")
+    for config, searched, _ in experiment.plan("laptop", "stdlib").values():
         assert searched.kind == config.kind
         if experiment.shared_search:
             own = replace(searched, stand_in="", table_lr=preset.table_lr)
@@ -100,7 +99,7 @@ def test_a_shared_search_is_made_with_the_presets_own_model(name):
 
 def test_long_runs_take_the_rates_that_the_search_of_the_rivals_found():
     long, rivals = EXPERIMENTS["long"], EXPERIMENTS["rivals"]
-    searched = {long.searched(c, "laptop") for c in long.configs("laptop", "stdlib").values()}
+    searched = {planned.searched for planned in long.plan("laptop", "stdlib").values()}
     assert searched <= {*rivals.configs("laptop", "stdlib").values()}
 
 
@@ -119,10 +118,11 @@ def test_families_are_valid_and_different(name, preset):
     assert len({run_name(config) for config in configs.values()}) == len(configs) >= 2
     assert {config.seed for config in configs.values()} == {0}
     assert experiment.question.endswith("?")
-    for name, config in configs.items():
+    plan = experiment.plan(preset, "stdlib")
+    for config, _, seeds in plan.values():
         if config.init_from:
-            assert configs[config.init_from].init_from is None
-            assert experiment.seeds_of(config.init_from) >= experiment.seeds_of(name)
+            assert plan[config.init_from].config.init_from is None
+            assert plan[config.init_from].seeds >= seeds
 
 
 @pytest.mark.filterwarnings("ignore:the corpus has")
