@@ -64,9 +64,8 @@ def test_every_claim_gets_the_verdict_of_its_records(made_up):
     assert said["L3 is better than a model of wider MLPs, of equal FLOPs"] == AGREES
     assert said["L3 is better than an Engram layer of equal FLOPs and parameters"] == DISAGREES
     assert said["L3 is better than an MoE of equal FLOPs and parameters"] == UNDECIDED
-    assert (
-        said["Uniform rows lose nearly all of the gain: less than a fifth is left"] == DISAGREES
-    )  # they keep 0.10 of 0.11
+    # They keep 0.10 of 0.11.
+    assert said["Uniform rows lose nearly all of the gain: less than a fifth is left"] == DISAGREES
     assert said["Keys and values may share a table"] == AGREES
     assert said["The middle is better than the first place"] == AGREES
     assert said["The middle is better than the last place"] == DISAGREES
