@@ -37,7 +37,7 @@ def rows_and_width(title: str, points: Mapping[int, Mapping[int, Gain]]) -> Figu
     """Gains with 95 % intervals by rows per token, a line per width."""
     fig, ax = figure(width=8.5, height=4.4)
     for i, (width, gains) in enumerate(points.items()):
-        x = np.array(list(gains)) * 1.03 ** (i - 1)  # beside each other
+        x = np.array(list(gains)) * 1.03 ** (i - (len(points) - 1) / 2)  # beside each other
         means = np.array([gain.mean for gain in gains.values()])
         halves = [gain.half_width() for gain in gains.values()]
         style = dict(color=COLOURS[i + 1], marker=MARKERS[i], capsize=4, label=f"$C$ = {width}")
