@@ -1,4 +1,8 @@
-"""L3: Large Lookup Layers (arXiv:2601.21461), from equation to running code."""
+"""L3: Large Lookup Layers (arXiv:2601.21461), from equation to running code.
+
+The paper is in `allocation` (Algorithm 1), `layer` (the equation; its lookup and table are in `lookup`)
+and `gpt` (the model); `train` trains it. Everything else stands around these.
+"""
 
 from l3paper.allocation import allocation_to_bounds, compute_lzw_allocation
 from l3paper.gpt import GPT, GPTConfig

@@ -34,10 +34,8 @@ def made_up(monkeypatch):
             raise MissingRun("a run is missing")
         return made[experiment]
 
-    recorded.cache_clear()
     monkeypatch.setattr(ablations, "results", results)
-    yield made
-    recorded.cache_clear()
+    return made
 
 
 def test_a_family_is_compared_with_its_experiment_or_with_the_rivals(made_up):
