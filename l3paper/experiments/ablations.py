@@ -30,7 +30,7 @@ ALTERNATIVES = {
 
 @dataclass(frozen=True)
 class Records:
-    """The families of an experiment, and those of `rivals` on the same text to compare them with."""
+    """The families of an experiment, and those of `rivals`, if on the same text, to compare with."""
 
     families: dict[str, Family]
     references: dict[str, Family]
@@ -50,14 +50,15 @@ class Records:
 
 
 def recorded(experiment: str) -> Records:
-    """The records of an experiment on the text that carries the claims.
+    """The records of an experiment.
 
     Raises MissingRun, with the command that records the experiment, if a run is missing.
     """
+    text = EXPERIMENTS[experiment].text
     try:
-        return Records(results(experiment), results("rivals"))
+        return Records(results(experiment), results("rivals") if text == TEXT else {})
     except MissingRun as error:
-        command = f"python -m l3paper.experiments {experiment} --data {TEXT!r}"
+        command = f"python -m l3paper.experiments {experiment} --data {text!r}"
         raise MissingRun(f"{OPEN}: {command}") from error
 
 

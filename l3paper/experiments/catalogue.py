@@ -55,11 +55,17 @@ DENSE: Changes = {"l3_after_layers": ""}
 ENGLISH = "english (public domain).txt"
 """The text of the records on English prose; figures/data/english.md lists its sources."""
 
+LONG_ENGLISH = "english, 48 MB (public domain).txt"
+"""Three times as much of it: eight times the steps read a token once on average."""
+
 SOURCE = "stdlib"
 """The second text, which every reader has: the source of Python's standard library."""
 
 TEXT = os.environ.get("L3_TEXT") or ENGLISH
 """The text whose records carry the claims: the reader's own, if $L3_TEXT names it."""
+
+LONG_TEXT = os.environ.get("L3_TEXT") or LONG_ENGLISH
+"""The text of the long runs: the reader's own, too."""
 
 
 class Planned(NamedTuple):
@@ -94,6 +100,8 @@ class Experiment:
     seeds: int = 3
     more_seeds: dict[str, int] = field(default_factory=dict)
     """The families that have more seeds than the others, and how many."""
+    text: str = TEXT
+    """The text of its records."""
     presets: dict[str, TrainConfig] = field(default_factory=lambda: SMALL)
 
     def configs(self, preset: str, data: str) -> dict[str, TrainConfig]:
@@ -187,6 +195,7 @@ EXPERIMENTS = {
             rivals(base), "L3", "dense", "dense, longer", "dense, wider", "MoE", "Engram"
         ),
         seeds=5,
+        text=SOURCE,
     ),
     "retrofit": Experiment(
         "Does an L3 layer that is added to a trained dense model help as it trains on?",
@@ -232,7 +241,8 @@ EXPERIMENTS = {
             for name, changes in only(rivals(base), "L3", "dense", "dense, wider", "Engram").items()
         },
         shared_search=True,
-        search_keeps=("data", "stand_in", "table_lr"),  # so that it is the search of `rivals`
+        search_keeps=("data", "stand_in", "table_lr"),  # the search of `rivals`, but on more text
+        text=LONG_TEXT,
     ),
     "places": Experiment(
         "Behind which block does the layer belong, and may two in the middle share its rows?",

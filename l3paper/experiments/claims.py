@@ -13,7 +13,7 @@ from functools import partial
 
 import numpy as np
 
-from l3paper.experiments.catalogue import SOURCE, TEXT
+from l3paper.experiments.catalogue import TEXT
 from l3paper.experiments.runs import OPEN, MissingRun
 from l3paper.experiments.search import Family, results
 from l3paper.experiments.statistics import (
@@ -53,9 +53,9 @@ class Claim:
     """Whether the short table has it, too."""
 
 
-def gain(experiment: str, of: str, over: str, data: str = TEXT, evaluation: int = -1) -> Gain:
+def gain(experiment: str, of: str, over: str, evaluation: int = -1) -> Gain:
     """The gain of one family over another of the same experiment."""
-    families = results(experiment, data=data)
+    families = results(experiment)
     return gain_on_common_seeds(*(families[name].losses(evaluation) for name in (of, over)))
 
 
@@ -64,9 +64,9 @@ def margin() -> float:
     return MARGIN * gain("rivals", "L3", "dense, wider").mean
 
 
-def better(experiment: str, of: str, over: str, data: str = TEXT, evaluation: int = -1) -> Evidence:
+def better(experiment: str, of: str, over: str, evaluation: int = -1) -> Evidence:
     """That the first family is better than the second."""
-    return Evidence(gain(experiment, of, over, data, evaluation), above=0.0)
+    return Evidence(gain(experiment, of, over, evaluation), above=0.0)
 
 
 def equal(experiment: str, of: str, over: str) -> Evidence:
@@ -175,15 +175,14 @@ def decoding_share(record: dict) -> tuple[str, bool]:
     return said, share[1] >= 0.89 and share[300] >= 0.86
 
 
-def _plain(text: str, reported: str, *comparison: str, headline: bool = True) -> Claim:
-    """The claim that L3 is better than a rival: (experiment, rival, text)."""
-    experiment, rival, data = comparison
+def _plain(text: str, reported: str, experiment: str, rival: str, headline: bool = True) -> Claim:
+    """The claim that L3 is better than a rival, a family of the same experiment."""
 
     def families() -> tuple[Family, Family]:
-        found = results(experiment, data=data)
+        found = results(experiment)
         return found["L3"], found[rival]
 
-    evidence = partial(better, experiment, "L3", rival, data)
+    evidence = partial(better, experiment, "L3", rival)
     return Claim(text, reported, evidence, families, headline)
 
 
@@ -203,13 +202,11 @@ RIVALS = {
 
 CLAIMS = (
     *(
-        _plain(f"L3 is better than {words}", reported, "rivals", rival, TEXT)
+        _plain(f"L3 is better than {words}", reported, "rivals", rival)
         for rival, (words, reported) in RIVALS.items()
     ),
     *(
-        _plain(
-            f"On source code: L3 is better than {rival}", "", "source", rival, SOURCE, headline=False
-        )
+        _plain(f"On source code: L3 is better than {rival}", "", "source", rival, headline=False)
         for rival in ("dense, wider", "dense, longer", "MoE", "Engram")
     ),
     Claim(

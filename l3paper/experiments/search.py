@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from l3paper.experiments.catalogue import EXPERIMENTS, TEXT, Planned
+from l3paper.experiments.catalogue import EXPERIMENTS, Planned
 from l3paper.experiments.runs import RUNS, MissingRun, final_loss, read_runs
 from l3paper.training.config import TrainConfig
 
@@ -109,15 +109,16 @@ def read_families(plan: dict[str, Planned], read: Read) -> tuple[dict[str, Famil
 def results(
     name: str,
     preset: str = "laptop",
-    data: str = TEXT,
+    data: str | None = None,
     seeds: int | None = None,
     folder: Path = RUNS,
 ) -> dict[str, Family]:
-    """Read the families of a recorded experiment; `seeds` is the planned number by default.
+    """Read the families of a recorded experiment: by default on its own text, with the planned seeds.
 
     Raises MissingRun, a ValueError, if a run is not recorded yet.
     """
-    plan = EXPERIMENTS[name].plan(preset, data, seeds)
+    experiment = EXPERIMENTS[name]
+    plan = experiment.plan(preset, data or experiment.text, seeds)
     families, missing = read_families(plan, partial(read_runs, folder=folder))
     if missing:
         raise missing[0]

@@ -48,9 +48,18 @@ def test_a_family_is_compared_with_its_experiment_or_with_the_rivals(made_up):
     assert records.gain("LZW", "MoE") != recorded("rivals").gain("L3", "MoE")  # its own MoE
 
 
+def test_a_family_on_another_text_is_not_compared_with_the_rivals(made_up):
+    made_up["long"] = made_up["rivals"] | {"L3": made_up["many_rows"]["LZW"]}
+    del made_up["long"]["MoE"]
+    records = recorded("long")
+    assert records.gain("L3") == recorded("many_rows").gain("LZW")
+    with pytest.raises(KeyError, match="MoE"):
+        records.gain("L3", "MoE")
+
+
 def test_what_is_not_recorded_names_its_command(made_up):
-    with pytest.raises(MissingRun, match=r"not recorded yet: .*experiments large_vocabulary --data"):
-        recorded("large_vocabulary")
+    with pytest.raises(MissingRun, match=r"not recorded yet: .*experiments long --data 'english, 48"):
+        recorded("long")
 
 
 def test_rows_and_width(made_up):

@@ -42,7 +42,9 @@ TINY = TrainConfig(
 def tiny(text_file, monkeypatch):
     """An experiment of seconds, named "tiny", on a text of its own; returns that text's path."""
     families = {"dense": {"l3_after_layers": ""}, "l3": {}}
-    experiment = Experiment("Better?", "none", lambda base: families, presets={"smoke": TINY})
+    experiment = Experiment(
+        "Better?", "none", lambda base: families, text=str(text_file), presets={"smoke": TINY}
+    )
     monkeypatch.setitem(EXPERIMENTS, "tiny", experiment)
     return str(text_file)
 
@@ -70,6 +72,9 @@ def test_runs_are_recorded_read_and_not_repeated(tiny, tmp_path):
     assert all(family.runs[0] in family.search.values() for family in made.values())
     assert [run["config"]["seed"] for run in made["l3"].runs] == [0, 1]
     assert made == results("tiny", "smoke", tiny, 2, tmp_path)
+    assert made == results("tiny", "smoke", seeds=2, folder=tmp_path)  # on its own text
+    with pytest.raises(MissingRun):
+        results("tiny", "smoke", "another.txt", 2, tmp_path)
     assert run_experiment("tiny", "smoke", tiny, 2, 1, tmp_path) == made
     assert lines == file.read_text().splitlines()
     assert [row[0] for row in summary(made)] == ["", "dense", "l3"]

@@ -97,7 +97,7 @@ def test_a_shared_search_is_made_with_the_presets_own_model(name):
             assert searched == config
 
 
-def test_long_runs_take_the_rates_that_the_search_of_the_rivals_found():
+def test_long_runs_are_searched_like_the_rivals():
     long, rivals = EXPERIMENTS["long"], EXPERIMENTS["rivals"]
     searched = {planned.searched for planned in long.plan("laptop", "stdlib").values()}
     assert searched <= {*rivals.configs("laptop", "stdlib").values()}
