@@ -82,8 +82,13 @@ def _spread(heights: Iterable[float], share: float = 0.055) -> list[float]:
     return [placed[i] for i in range(len(heights))]
 
 
-def lead(millions: Sequence[float], gaps: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
-    """The lead of L3 over several families by tokens trained: mean and range of the seeds."""
+def lead(
+    title: str, millions: Sequence[float], gaps: Mapping[str, Sequence[Sequence[float]]]
+) -> Figure:
+    """The lead of L3 over several families by tokens trained: mean and range of the seeds.
+
+    It is measured on one sample of the held-out text.
+    """
     fig, ax = figure(width=8.5, height=4.2)
     for (name, runs), colour in zip(gaps.items(), COLOURS, strict=False):
         band(ax, millions, runs, colour, f"over {name}")
@@ -92,6 +97,6 @@ def lead(millions: Sequence[float], gaps: Mapping[str, Sequence[Sequence[float]]
     ax.text(half, ax.get_ylim()[1], " rates begin to fall", va="top", fontsize=11, color="0.35")
     ax.axhline(0, color="black", lw=1)
     ax.set(xlabel="training tokens (millions)", ylabel="gain of L3, nats per token")
-    ax.set_title("Recorded: the lead on one sample of held-out text")
+    ax.set_title(title)
     ax.legend(fontsize=11, ncols=2)
     return fig
