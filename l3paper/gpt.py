@@ -16,11 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from l3paper.errors import at_least, at_most, one_of
+from l3paper.errors import at_least, at_most, of_type, one_of
 from l3paper.layer import rms_norm
 from l3paper.lookup import Plan
+from l3paper.lookup.grouped import check_range
 from l3paper.parts.cache import BlockCache, KVCache
-from l3paper.parts.device import uncompiled
+from l3paper.parts.device import float32_or_better, is_traced, uncompiled
 from l3paper.parts.loss import chunk_cross_entropy, linear_cross_entropy, soft_cap, token_cross_entropy
 from l3paper.parts.moe import MoE
 from l3paper.parts.optimizer import MuonAdamW, muon_adamw
@@ -35,8 +36,8 @@ _RANGES = dict.fromkeys(("sequence_len", "vocab_size", "n_head", "n_kv_head"), (
 _RANGES |= {"n_layer": (1, 10_000), "n_embd": (1, 2**20), "l3_n_emb": (0, _LARGE)}
 _RANGES |= dict.fromkeys(("mlp_width", "n_experts", "expert_width", "l3_d_up", "l3_d_emb"), (0, 2**20))
 _RANGES |= {"rival_rows": (0, _LARGE), "rival_d_emb": (0, 2**20), "rival_d_up": (0, 2**20)}
-"""The least and the most of every size. The most are far above what anyone trains: a larger size is a
-mistake, and building it would take all memory."""
+"""The smallest and the largest value of every size. The largest are far above what anyone trains: a
+larger size is a mistake, and building it would take all memory."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class GPTConfig:
     rival, a name in `l3paper.parts.rivals.RIVALS`, is the layer that follows the blocks that
     rival_after_layers names; of its sizes, it takes those that it has.
 
-    Raises ValueError for sizes that are too small, absurdly large, or do not fit together.
+    Raises ValueError for sizes of another type, too small, absurdly large, or not fitting together.
     """
 
     sequence_len: int = 1024
@@ -81,6 +82,7 @@ class GPTConfig:
     rival_d_up: int = 0
 
     def __post_init__(self):
+        of_type(self)
         for name, (least, most) in _RANGES.items():
             at_least(least, **{name: getattr(self, name)})
             at_most(most, **{name: getattr(self, name)})
@@ -364,12 +366,17 @@ class GPT(nn.Module):
 
         With a cache, the ids follow those that it counts, and attention looks back at all of them. What
         is compiled is for training: a cache changes its shapes at every step, and runs uncompiled.
+
+        Raises ValueError for ids of another shape, for more than sequence_len of them and, on the CPU,
+        for ids outside the vocabulary.
         """
         if idx.ndim != 2 or idx.shape[1] > self.config.sequence_len:
             raise ValueError(
                 f"idx has shape {tuple(idx.shape)}; it must be (batch, time), "
                 f"time at most sequence_len = {self.config.sequence_len}"
             )
+        if idx.numel() and not (is_traced(idx) or idx.is_cuda):  # to look would be to wait
+            check_range(*idx.aminmax(), self.config.vocab_size)
         x = rms_norm(self.wte(idx))  # (B, T, C)
         histories = {}
         if cache is None:
@@ -418,9 +425,11 @@ class GPT(nn.Module):
         """Logits (B, T, vocab_size) in float32 or better; with targets (B, T), the mean loss.
 
         The loss is in nats per token, over the targets that are not -1, and never holds all logits.
+        Raises what `hidden_states` raises, and ValueError for targets of another shape than the ids.
         """
         hidden = self.hidden_states(idx)
         if targets is not None:
+            _check_targets(idx, targets)
             return linear_cross_entropy(
                 hidden.flatten(0, 1),
                 self.lm_head.weight,
@@ -433,8 +442,10 @@ class GPT(nn.Module):
     def token_losses(self, idx: Tensor, targets: Tensor) -> Tensor:
         """The loss (B, T) of each target (B, T) of ids (B, T), in nats, without gradients.
 
-        It is 0 for targets of -1. The logits of all tokens are never held at once.
+        It is 0 for targets of -1. The logits of all tokens are never held at once. Raises ValueError
+        as `forward` does.
         """
+        _check_targets(idx, targets)
         hidden = self.hidden_states(idx).flatten(0, 1)
         losses = token_cross_entropy(hidden, self.lm_head.weight, targets.flatten(), LOGIT_CAP)
         return losses.view(targets.shape)
@@ -442,7 +453,7 @@ class GPT(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """Last hidden states (..., C) to capped logits (..., vocab_size), in float32 or better."""
         logits = self.lm_head(hidden)
-        return soft_cap(logits if logits.dtype == torch.float64 else logits.float(), LOGIT_CAP)
+        return soft_cap(logits.to(float32_or_better(logits.dtype)), LOGIT_CAP)
 
     def auxiliary_loss(self) -> Tensor:
         """The balance losses of all experts in the last forward pass: a scalar to add to the loss.
@@ -479,4 +490,11 @@ class GPT(nn.Module):
             head=head_lr,
             table=table_lr,
             router=router_lr,
+        )
+
+
+def _check_targets(idx: Tensor, targets: Tensor) -> None:
+    if targets.shape != idx.shape:
+        raise ValueError(
+            f"targets have shape {tuple(targets.shape)}; it must be that of idx: {tuple(idx.shape)}"
         )

@@ -29,7 +29,8 @@ def rms_norm(x: Tensor) -> Tensor:
 class Projection(nn.Module):
     """W x, W a matrix (width, in_features).
 
-    It is not an nn.Linear: those the initialisers of many frameworks draw again, W_mix = 0 included.
+    It is not an nn.Linear, because many frameworks draw every nn.Linear of a model again: W_mix would
+    then not be zero any more.
     """
 
     def __init__(self, in_features: int, width: int, **factory):
@@ -113,24 +114,24 @@ class L3Layer(RowTable):
         Raises ValueError for bounds that are not set or not valid, for shapes and, outside autocast,
         types that do not fit, and, on the CPU, for ids outside the vocabulary.
         """
-        self.check_shapes(x, token_ids)
-        self.check_type(x)
+        self.check(x, token_ids)
         looked_up = self.look_up(rms_norm(x), token_ids, plan)  # (..., d_emb)
         up = rms_norm(self.w_up(looked_up))  # (..., d_up)
         return self.w_mix(torch.cat([up, x], dim=-1))  # (..., n_embd)
 
-    def check_shapes(self, x: Tensor, token_ids: Tensor) -> None:
-        """Raise ValueError unless they are (..., n_embd) and (...)."""
-        if isinstance(token_ids, Tensor) and x.shape == (*token_ids.shape, self.n_embd):
-            return
-        shape = tuple(token_ids.shape) if isinstance(token_ids, Tensor) else type(token_ids).__name__
-        raise ValueError(
-            f"x has shape {tuple(x.shape)} and token_ids {shape}; "
-            f"they must be tensors of shapes (..., {self.n_embd}) and (...)"
-        )
+    def check(self, x: Tensor, token_ids: Tensor) -> None:
+        """Raise ValueError unless they are (..., n_embd) and (...), and x has the type of the weights.
 
-    def check_type(self, x: Tensor) -> None:
-        """Raise ValueError unless x has the type of the weights, or autocast chooses one."""
+        Under autocast, x may have another type.
+        """
+        if not isinstance(token_ids, Tensor) or x.shape != (*token_ids.shape, self.n_embd):
+            shape = (
+                tuple(token_ids.shape) if isinstance(token_ids, Tensor) else type(token_ids).__name__
+            )
+            raise ValueError(
+                f"x has shape {tuple(x.shape)} and token_ids {shape}; "
+                f"they must be tensors of shapes (..., {self.n_embd}) and (...)"
+            )
         own = self.w_mix.weight.dtype
         if x.dtype != own and not autocasts(x.device.type):
             raise ValueError(

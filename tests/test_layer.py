@@ -303,7 +303,7 @@ def test_forward_before_set_bounds():
 @pytest.mark.parametrize(
     ("x", "ids", "message"),
     [
-        (torch.randn(2, 3, 16), torch.full((2, 3), 6), "span 6 .. 6; the bounds cover 0 .. 5"),
+        (torch.randn(2, 3, 16), torch.full((2, 3), 6), "span 6 .. 6; they must be in 0 .. 5"),
         (torch.randn(2, 3, 16), torch.full((2, 3), -1), "span -1 .. -1"),
         (torch.randn(2, 3, 15), torch.zeros(2, 3, dtype=torch.long), "must be"),
         (torch.randn(2, 3, 16), torch.zeros(2, 4, dtype=torch.long), "must be"),
@@ -354,7 +354,7 @@ def test_a_vocabulary_grows_at_its_end(tied):
     torch.nn.init.normal_(layer.w_mix.weight)
     x, ids = torch.randn(2, 5, 6), torch.randint(3, (2, 5))
     before, tables = layer(x, ids), [table.clone() for table in layer.tables()]
-    with pytest.raises(ValueError, match=r"the bounds cover 0 \.\. 2"):
+    with pytest.raises(ValueError, match=r"they must be in 0 \.\. 2"):
         layer(x, torch.full((2, 5), 3))
     layer.grow([2, 4])
     assert torch.equal(layer(x, ids), before)

@@ -32,41 +32,11 @@ There, both ways take the same time on two CPU cores, at widths from 64 to 1,024
 """
 
 
-class Groups(NamedTuple):
-    """N positions in G groups, one per distinct token. All tensors are long, on the ids' device."""
-
-    order: Tensor  # (N,) sorts the positions by token
-    inverse: Tensor  # (N,) restores their order
-    start: Tensor  # (G,) a group's first place in the sorted order
-    count: Tensor  # (G,) its positions
-    first: Tensor  # (G,) its token's first row of the table
-    length: Tensor  # (G,) its token's rows
-
-
-def group_by_token(token_ids: Tensor, bounds: Tensor) -> Groups:
-    """Group positions with these ids (N,); token t owns the rows bounds[t] : bounds[t + 1].
-
-    Raises ValueError for ids outside the vocabulary and tokens without rows: sorted, both are seen at
-    once.
-    """
-    order = token_ids.argsort(stable=True)
-    inverse = torch.empty_like(order)
-    inverse[order] = torch.arange(len(order), device=order.device)
-    tokens, count = token_ids[order].unique_consecutive(return_counts=True)
-    if len(tokens):
-        check_range(tokens[0], tokens[-1], len(bounds) - 1)
-    first = bounds[tokens]
-    length = bounds[tokens + 1] - first
-    if (length < 1).any():
-        raise ValueError("bounds are not set or not valid: a token of the batch owns no row")
-    return Groups(order, inverse, count.cumsum(0) - count, count, first, length)
-
-
 def check_range(least: Tensor, most: Tensor, vocab_size: int) -> None:
     """Raise ValueError unless the least and the most of all ids are in 0 .. vocab_size - 1."""
     if least < 0 or most >= vocab_size:
         raise ValueError(
-            f"token_ids span {int(least)} .. {int(most)}; the bounds cover 0 .. {vocab_size - 1}"
+            f"token_ids span {int(least)} .. {int(most)}; they must be in 0 .. {vocab_size - 1}"
         )
 
 
@@ -90,10 +60,23 @@ class Parts(NamedTuple):
     buckets: list[Bucket]
 
 
-def make_parts(groups: Groups, n_emb: int) -> Parts:
-    """Divide the groups by size; n_emb is the number of rows of the table."""
-    order, inverse, start, count, first, length = groups
-    device = order.device
+def make_parts(token_ids: Tensor, bounds: Tensor, n_emb: int) -> Parts:
+    """Group positions with these ids (N,) by token, G groups, and divide the groups by size.
+
+    Token t owns the rows bounds[t] : bounds[t + 1] of a table of n_emb. Raises ValueError for ids
+    outside the vocabulary and tokens without rows: sorted, both are seen at once.
+    """
+    device, order = token_ids.device, token_ids.argsort(stable=True)
+    inverse = torch.empty_like(order)
+    inverse[order] = torch.arange(len(order), device=device)
+    tokens, count = token_ids[order].unique_consecutive(return_counts=True)  # (G,)
+    if len(tokens):
+        check_range(tokens[0], tokens[-1], len(bounds) - 1)
+    first = bounds[tokens]
+    length = bounds[tokens + 1] - first
+    if (length < 1).any():
+        raise ValueError("bounds are not set or not valid: a token of the batch owns no row")
+    start = count.cumsum(0) - count
     single = length == 1
     large = ~single & ((count > POSITIONS[-1]) | (length > ROWS[-1]))
     slices = torch.stack([start, start + count, first, first + length], dim=1)[large].tolist()
@@ -160,7 +143,7 @@ def forward(
     tied, values = values is None, keys if values is None else values
     if not training and _few(token_ids, bounds, keys.shape[1]):
         return padded(query, token_ids, bounds, keys, values), *_nothing(query)
-    parts = make_parts(group_by_token(token_ids, bounds), len(keys))
+    parts = make_parts(token_ids, bounds, len(keys))
     # One row more than there are positions: where the padding of small groups reads and writes.
     q = _padded_sort(query, parts.order)  # (N + 1, d_in)
     output = q.new_empty(len(q), values.shape[1])

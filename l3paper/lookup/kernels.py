@@ -28,6 +28,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from l3paper.parts.device import float32_or_better
+
 try:
     import triton
     import triton.language as tl
@@ -132,7 +134,7 @@ def forward(
     query, keys = query.contiguous(), keys.contiguous()
     values = keys if values is None else values.contiguous()
     output = query.new_empty(len(query), values.shape[1])
-    logsumexp = query.new_empty(len(query), dtype=sum_type(query))
+    logsumexp = query.new_empty(len(query), dtype=float32_or_better(query.dtype))
     _launch(_forward, positions, (query, keys, values, order, logsumexp), output)
     return output, logsumexp
 
@@ -161,11 +163,6 @@ def backward(
         gradients.append(torch.zeros_like(values))
         _launch(_grad_table, rows, inputs, gradients[2], KEYS=False, VALUES=True)
     return gradients
-
-
-def sum_type(query: Tensor) -> torch.dtype:
-    """The type of sums and softmax."""
-    return torch.promote_types(query.dtype, torch.float32)
 
 
 def _launch(kernel, tiles: Tensor, inputs, result: Tensor, **flags: bool) -> None:

@@ -5,6 +5,8 @@ and the layer waits for it. On CUDA the rows are gathered on the CPU, and transf
 compute. Files are read, not memory-mapped, so that a process holds only the rows that it reads.
 """
 
+import os
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +35,7 @@ class FileTable:
     def __init__(self, path: Path, offset: int, shape: Sequence[int], dtype: torch.dtype):
         self.file = open(Path(path).absolute(), "rb", buffering=0)  # noqa: SIM115, open as long as the table
         self.offset, self.shape, self.dtype = offset, torch.Size(shape), dtype
+        self._lock = threading.Lock()
 
     def __reduce__(self):
         """A copy, or what is unpickled, opens the file again by its path."""
@@ -43,13 +46,20 @@ class FileTable:
         view = memoryview(out.view(torch.uint8).numpy()).cast("B")
         row_bytes, done = self.shape[1] * self.dtype.itemsize, 0
         for first, last in ranges:
-            self.file.seek(self.offset + first * row_bytes)
-            end = done + (last - first) * row_bytes
+            place, end = self.offset + first * row_bytes, done + (last - first) * row_bytes
             while done < end:
-                count = self.file.readinto(view[done:end])
+                count = self._read_at(place, view[done:end])
                 if not count:
                     raise ValueError(f"{self.file.name!r} ends before row {last}: it was cut short")
-                done += count
+                place, done = place + count, done + count
+
+    def _read_at(self, place: int, out: memoryview) -> int:
+        """Read bytes from this place on, wherever other threads and processes read the same file."""
+        if hasattr(os, "preadv"):
+            return os.preadv(self.file.fileno(), [out], place)
+        with self._lock:  # on Windows
+            self.file.seek(place)
+            return self.file.readinto(out)
 
 
 Table = MemoryTable | FileTable

@@ -24,7 +24,7 @@ from torch._subclasses.fake_tensor import DynamicOutputShapeException
 from l3paper.lookup import grouped as groups
 from l3paper.lookup import kernels
 from l3paper.lookup.reference import Lookup, Plan, blocked, loop, padded
-from l3paper.parts.device import eager, exactly
+from l3paper.parts.device import eager, exactly, float32_or_better
 
 
 def grouped(query: Tensor, token_ids: Tensor, bounds: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -148,7 +148,7 @@ TILED = _operator(
     kernels.forward,
     lambda query, keys, values, *tiles: (
         _output(query, keys, values),
-        query.new_empty(query.shape[0], dtype=kernels.sum_type(query)),
+        query.new_empty(query.shape[0], dtype=float32_or_better(query.dtype)),
     ),
 )
 TILED_BACKWARD = _operator(

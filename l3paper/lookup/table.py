@@ -13,7 +13,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses import FakeTensor
 
 from l3paper.allocation import allocation_to_bounds
 from l3paper.errors import at_least, one_of
@@ -21,7 +20,7 @@ from l3paper.lookup import LOOKUPS, Lookup, Plan
 from l3paper.lookup.grouped import check_range
 from l3paper.lookup.offload import RowStore, StoredPlan
 from l3paper.lookup.operators import make_plan
-from l3paper.parts.device import autocasts, eager
+from l3paper.parts.device import autocasts, eager, is_traced
 
 
 class RowTable(nn.Module):
@@ -60,6 +59,13 @@ class RowTable(nn.Module):
             self.k_weight = nn.Parameter(torch.empty(n_emb, n_embd, **factory))
             self.v_weight = nn.Parameter(torch.empty(n_emb, d_emb, **factory))
         self.store: RowStore | None = None
+        if vocab_size is not None:
+            at_least(1, vocab_size=vocab_size)
+            if bounds is not None and len(bounds) != vocab_size + 1:
+                raise ValueError(
+                    f"vocab_size is {vocab_size}, but bounds have {len(bounds)} entries; give them "
+                    "vocab_size + 1, or leave vocab_size out"
+                )
         size = 1 if vocab_size is None else vocab_size + 1
         self.register_buffer("bounds", torch.zeros(size, dtype=torch.long, device=device))
         self._checked: tuple[Tensor, int, str] | None = None
@@ -94,8 +100,11 @@ class RowTable(nn.Module):
     def set_bounds(self, bounds: Tensor) -> None:
         """Say which rows every token owns: a LongTensor (vocab_size + 1,).
 
-        Raises ValueError unless bounds start at 0, rise with every token and end at n_emb.
+        Raises ValueError unless bounds start at 0, rise with every token and end at n_emb, and for a
+        layer served from a store, which has bounds of its own.
         """
+        if self.store is not None:
+            raise ValueError("the layer's rows come from a store; its bounds cannot be set any more")
         if complaint := _complaint(bounds, self.n_emb):
             raise ValueError(complaint)
         # A clone: what the caller does to its tensor later must not move our rows.
@@ -112,8 +121,7 @@ class RowTable(nn.Module):
         """
         self.bounds_id()
         new = allocation_to_bounds(rows)
-        for table in dict.fromkeys(self.tables()):
-            name = next(n for n in self.table_names() if getattr(self, n) is table)
+        for name, table in zip(self.table_names(), dict.fromkeys(self.tables()), strict=True):
             drawn = table.new_empty(int(new[-1]), table.shape[1])
             nn.init.normal_(drawn, std=table.shape[1] ** -0.5, generator=generator)
             grown = nn.Parameter(torch.cat([table, drawn]), requires_grad=table.requires_grad)
@@ -153,7 +161,7 @@ class RowTable(nn.Module):
             raise ValueError("token_ids must be a tensor of integers, int64 or int32")
         if self.store is not None:
             return self._fetch(token_ids.flatten())
-        if not _is_traced(token_ids):
+        if not is_traced(token_ids):
             self._check(token_ids)
         return make_plan(self.lookup, token_ids.flatten(), self.bounds, self.n_emb)
 
@@ -182,11 +190,6 @@ class RowTable(nn.Module):
         self.bounds_id()
         if token_ids.numel() and not token_ids.is_cuda:  # to look would be to wait for the device
             check_range(*token_ids.aminmax(), len(self.bounds) - 1)
-
-
-def _is_traced(x: Tensor) -> bool:
-    """Whether `x` holds no numbers: a compiler follows the code, or only shapes are asked for."""
-    return torch.compiler.is_compiling() or x.is_meta or isinstance(x, FakeTensor)
 
 
 def _autocast(keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:

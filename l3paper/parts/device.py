@@ -6,7 +6,8 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import wraps
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch._subclasses import FakeTensor
 
 
 def pick_device(name: str) -> torch.device:
@@ -24,6 +25,11 @@ def precision(model: nn.Module) -> torch.autocast:
     return torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda")
 
 
+def float32_or_better(dtype: torch.dtype) -> torch.dtype:
+    """The type for sums and softmaxes of numbers of this type."""
+    return torch.promote_types(dtype, torch.float32)
+
+
 def autocasts(kind: str) -> bool:
     """Whether autocast is on for this type of device; the meta device has none."""
     return kind != "meta" and torch.is_autocast_enabled(kind)
@@ -32,6 +38,11 @@ def autocasts(kind: str) -> bool:
 def exactly(kind: str) -> AbstractContextManager:
     """A context in which nothing is cast automatically on this type of device."""
     return nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False)
+
+
+def is_traced(x: Tensor) -> bool:
+    """Whether `x` holds no numbers: a compiler follows the code, or only shapes are asked for."""
+    return torch.compiler.is_compiling() or x.is_meta or isinstance(x, FakeTensor)
 
 
 def eager(function: Callable) -> Callable:

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from l3paper.parts.device import float32_or_better
+
 CHUNK_NUMBERS = 2**20
 """Logits held at a time on a CPU: 4 MB in float32, which stay in its cache. Accelerators take 64 times
 as many, since they need large products."""
@@ -32,7 +34,7 @@ def chunk_cross_entropy(
     the logits' type.
     """
     dtype = logits.dtype
-    logits = logits.to(_precise(dtype))
+    logits = logits.to(float32_or_better(dtype))
     capped = logits.div_(cap).tanh_()  # soft_cap(logits) / cap
     slope = 1 - capped.square() if with_gradient else None
     capped.mul_(cap)
@@ -81,7 +83,7 @@ def token_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, cap: fl
     matrix, step = weight.to(hidden.dtype), _chunk_length(hidden, weight)
     losses = [
         F.cross_entropy(
-            soft_cap((part @ matrix.T).to(_precise(hidden.dtype)), cap),
+            soft_cap((part @ matrix.T).to(float32_or_better(hidden.dtype)), cap),
             target,
             ignore_index=-1,
             reduction="none",
@@ -95,7 +97,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, targets, kept, cap, with_gradient, chunk):
         matrix = weight.to(hidden.dtype)
-        total = torch.zeros((), device=hidden.device, dtype=_precise(hidden.dtype))
+        total = torch.zeros((), device=hidden.device, dtype=float32_or_better(hidden.dtype))
         count = kept.sum()
         if with_gradient:
             grad_hidden = torch.empty_like(hidden)
@@ -125,7 +127,3 @@ class _LinearCrossEntropy(torch.autograd.Function):
 def _chunk_length(hidden: Tensor, weight: Tensor) -> int:
     held = CHUNK_NUMBERS if hidden.device.type == "cpu" else 64 * CHUNK_NUMBERS
     return max(1, held // len(weight))
-
-
-def _precise(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from l3paper.errors import at_least
-from l3paper.parts.device import eager
+from l3paper.parts.device import eager, float32_or_better
 
 BALANCE_WEIGHT = 0.01
 """Weight of the load balancing loss (Fedus et al. 2021, arXiv:2101.03961; OLMoE, arXiv:2409.02060)."""
@@ -88,7 +88,7 @@ class MoE(nn.Module):
     def _router_logits(self, flat: Tensor) -> Tensor:
         """In float32 or better: rounded to bfloat16, close probabilities would change the choice."""
         with torch.autocast(flat.device.type, enabled=False):
-            precise = torch.promote_types(self.router.weight.dtype, torch.float32)
+            precise = float32_or_better(self.router.weight.dtype)
             return F.linear(flat.to(precise), self.router.weight.to(precise))
 
     @eager  # the loop runs over sizes that differ from batch to batch

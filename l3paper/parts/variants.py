@@ -28,7 +28,7 @@ class NoResidual(L3Layer):
         _narrow_mix(self, self.d_up)
 
     def forward(self, x: Tensor, token_ids: Tensor, plan: Plan | None = None) -> Tensor:
-        self.check_shapes(x, token_ids)
+        self.check(x, token_ids)
         return self.w_mix(rms_norm(self.w_up(self.look_up(rms_norm(x), token_ids, plan))))
 
 
@@ -36,7 +36,7 @@ class NormalisedResidual(L3Layer):
     """The residual stream normalised before W_mix, as what was looked up is."""
 
     def forward(self, x: Tensor, token_ids: Tensor, plan: Plan | None = None) -> Tensor:
-        self.check_shapes(x, token_ids)
+        self.check(x, token_ids)
         up = rms_norm(self.w_up(self.look_up(rms_norm(x), token_ids, plan)))
         return self.w_mix(torch.cat([up, rms_norm(x)], dim=-1))
 

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from helpers import lookup_inputs, make_inputs
 from l3paper.lookup import grouped as module
-from l3paper.lookup.grouped import group_by_token, make_parts
+from l3paper.lookup.grouped import make_parts
 from l3paper.lookup.operators import grouped
 from l3paper.lookup.reference import loop
 
@@ -53,21 +53,20 @@ def test_how_small_groups_are_rounded_up_changes_nothing(sizes, tied, data):
 def test_plan_serves_every_position_once(inputs, sizes):
     _, token_ids, bounds, keys, _ = inputs
     with rounding_up_to(*sizes):
-        groups = group_by_token(token_ids, bounds)
-        parts = make_parts(groups, len(keys))
+        parts = make_parts(token_ids, bounds, len(keys))
     served = parts.single_positions.tolist()
     for first, last, _, _ in parts.slices:
         served += range(first, last)
     for bucket in parts.buckets:
         served += [p for p in bucket.positions.flatten().tolist() if p < len(token_ids)]
     assert sorted(served) == list(range(len(token_ids)))
-    assert torch.equal(groups.order[groups.inverse], torch.arange(len(token_ids)))
+    assert torch.equal(parts.order[parts.inverse], torch.arange(len(token_ids)))
 
 
 def test_real_sizes_use_slices_and_buckets_and_singles():
     alloc = [1] * 40 + [3] * 40 + [20] * 20 + [100] * 10
     inputs = make_inputs(alloc, 2000, 16, 16, True, seed=0)
-    parts = make_parts(group_by_token(inputs[1], inputs[2]), len(inputs[3]))
+    parts = make_parts(*inputs[1:3], len(inputs[3]))
     assert len(parts.slices) >= 10
     assert len(parts.buckets) >= 3
     assert len(parts.single_positions) > 100
