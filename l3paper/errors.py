@@ -17,7 +17,10 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
+from types import NoneType
+from typing import Any, get_args
 
 SIGNALS = tuple(  # Windows has no SIGHUP
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
@@ -44,6 +47,17 @@ def one_of(choices: Sequence[str], **arguments: str) -> None:
     for name, value in arguments.items():
         if value not in choices:
             raise ValueError(f"{name} is {value!r}; choose one of {', '.join(filter(None, choices))}")
+
+
+def of_type(settings: Any) -> None:
+    """Raise ValueError, naming the field and its value, for the first field of a dataclass that is not
+    of the type that it declares. An int serves as a float.
+    """
+    for field in fields(settings):
+        value, kinds = getattr(settings, field.name), get_args(field.type) or (field.type,)
+        if type(value) not in kinds and not (type(value) is int and float in kinds):
+            names = " or ".join(kind.__name__ for kind in kinds if kind is not NoneType)
+            raise ValueError(f"{field.name} is {value!r:.80}; it must be of type {names}")
 
 
 def nonempty_path(text: str) -> Path:

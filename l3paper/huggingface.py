@@ -18,6 +18,9 @@ from transformers import AutoConfig, PreTrainedModel
 
 from l3paper.layer import L3Layer
 
+FROM = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "force_download")
+"""The options of transformers that say where a folder is read from: configuration and weights alike."""
+
 
 def add_l3_layers(
     model: PreTrainedModel,
@@ -69,14 +72,20 @@ def grow(model: PreTrainedModel, rows: Sequence[int]) -> None:
 def from_pretrained(folder: str, **options) -> PreTrainedModel:
     """Load what `save_pretrained` of a model with L3 layers wrote. Options are transformers' own.
 
-    Raises ValueError for a folder whose configuration names no L3 layers, or whose weights lack them.
+    Raises ValueError for a folder whose configuration names no L3 layers, or no class of transformers,
+    or whose weights lack the layers.
     """
-    config = AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder, **{k: options[k] for k in FROM if k in options})
     if not getattr(config, "l3", None):
         raise ValueError(
             f"folder is {folder!r}, whose config.json names no L3 layers: see add_l3_layers"
         )
-    base = getattr(transformers, config.architectures[0])
+    base = getattr(transformers, (config.architectures or [""])[0], None)
+    if base is None:
+        raise ValueError(
+            f"folder is {folder!r}, whose config.json has architectures = {config.architectures}; the "
+            "first must be a class of transformers"
+        )
 
     class WithL3(base):
         def __init__(self, config, *arguments, **options):

@@ -57,8 +57,8 @@ DECAY = 0.5
 class Diverged(Failure):
     """A loss or a gradient was not finite.
 
-    If it was the step's own, the weights are those of before the step. Otherwise `loss` and `norm` are
-    None: the loss on held-out text after the step was not finite. The documents are numbers in
+    If it was the step's own, the weights are still those from before the step. If it was the loss on
+    held-out text after the step, `loss` and `norm` are None. The documents are numbers in
     `TokenizedCorpus.documents()`; `record` is what the run had measured.
     """
 
@@ -119,8 +119,8 @@ def train(
     Of the processes that torchrun starts, the first returns the whole model and the whole record.
 
     Raises ValueError for data and checkpoints that cannot be used and a device that is not there,
-    OSError for files that cannot be read or written, Diverged if a step's loss or gradients are not
-    finite: it carries the record so far, and `checkpoints` keep the state before that step.
+    OSError for files that cannot be read or written, Diverged if a loss or a gradient is not finite: it
+    carries the record so far. If they were a step's own, `checkpoints` keep the state before that step.
     """
     lock = run_folder(checkpoints) if checkpoints and is_rank_zero() else nullcontext()
     with lock, joined(config.device) as (group, device):
@@ -370,7 +370,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         checkpoints = Checkpoints(
             given.checkpoint_dir, given.checkpoint_every, given.checkpoint_keep, given.resume
         )
-    run = train(config, checkpoints=checkpoints)
+    try:
+        run = train(config, checkpoints=checkpoints)
+    except Diverged as error:
+        if is_rank_zero():
+            write_record(path, error.record)
+        raise
     if not is_rank_zero():
         return 0
     try:

@@ -27,7 +27,7 @@ def match_deeper(l3: GPTConfig, mean_rows: float) -> GPTConfig:
     """The model without L3 layers, of more blocks, whose FLOPs are those of the model `l3`.
 
     It has the fewest blocks more that reach the FLOPs; then all MLPs are narrowed to meet them.
-    Raises ValueError if `l3` has no L3 layers, or has experts.
+    Raises ValueError if `l3` has no L3 layers, or has experts, or if no MLP is narrow enough.
     """
     dense, wanted = _without_l3(l3), account(l3, mean_rows).flops_forward
     now = account(dense).flops_forward
@@ -35,9 +35,13 @@ def match_deeper(l3: GPTConfig, mean_rows: float) -> GPTConfig:
     more = math.ceil((wanted - now) / block)
     deeper = replace(dense, n_layer=dense.n_layer + more)
     excess = account(deeper).flops_forward - wanted
-    return replace(
-        deeper, mlp_width=deeper.hidden_width - round(excess / (4 * deeper.n_layer * l3.n_embd))
-    )
+    mlp_width = deeper.hidden_width - round(excess / (4 * deeper.n_layer * l3.n_embd))
+    if mlp_width < 1:
+        raise ValueError(
+            f"no model of {deeper.n_layer} blocks costs as little as this L3 model, however narrow its "
+            "MLPs; give fewer positions (sequence_len) or a larger d_up"
+        )
+    return replace(deeper, mlp_width=mlp_width)
 
 
 def more_steps(l3: GPTConfig, mean_rows: float, steps: int) -> int:

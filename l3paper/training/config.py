@@ -8,7 +8,7 @@ from typing import get_args
 
 from l3paper.allocation import ALLOCATIONS
 from l3paper.costs.equal import STAND_INS
-from l3paper.errors import at_least, at_most, one_of
+from l3paper.errors import at_least, at_most, of_type, one_of
 from l3paper.gpt import GPTConfig
 from l3paper.parts.variants import VARIANTS
 
@@ -26,7 +26,7 @@ class TrainConfig:
     """One run. The defaults are the laptop preset; the help texts are the command line's."""
 
     data: str = _option("stdlib", "stdlib, a .txt/.jsonl/.parquet file or folder, or hf:NAME[:CONFIG]")
-    data_bytes: int | None = _option(None, "read only that many bytes of text; hf: needs it")
+    data_bytes: int | None = _option(None, "read only that many bytes of text; hf: needs it", least=1)
     vocab_size: int = _option(4096, "tokens of the byte-level BPE")
     depth: int = _option(4, "decoder blocks", least=1)
     n_embd: int = _option(0, "width; 0 for 32 per block", least=0)
@@ -69,6 +69,7 @@ class TrainConfig:
     device: str = _option("auto", "cpu, cuda, or auto for whichever is there; CUDA runs in bfloat16")
 
     def __post_init__(self):
+        of_type(self)
         settings = vars(self)
         if not self.data:
             raise ValueError("data is empty; name a file, a folder, 'stdlib' or 'hf:NAME'")
@@ -76,7 +77,7 @@ class TrainConfig:
             raise ValueError("init_from is empty; name the folder of a saved model")
         at_most(MOST, **{name: value for name, value in settings.items() if isinstance(value, int)})
         for option in fields(self):
-            if option.type is int:
+            if type(settings[option.name]) is int:
                 at_least(option.metadata["least"], **{option.name: settings[option.name]})
         for name, most in (("lr_scale", 1e30), ("table_lr", 1e3), ("router_lr", 1e3)):
             if not 0 < settings[name] <= most:
@@ -173,7 +174,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         flag = "--" + option.name.replace("_", "-")
         text = option.metadata["help"]
         if option.type is bool:
-            parser.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=text)
+            negatable = argparse.BooleanOptionalAction  # or nobody could turn off what a preset has on
+            parser.add_argument(flag, action=negatable, default=argparse.SUPPRESS, help=text)
             continue
         (kind,) = {*get_args(option.type), option.type} & {int, float, str}
         parser.add_argument(
