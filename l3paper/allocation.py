@@ -213,7 +213,7 @@ def compute_frequency_allocation(
 def compute_uniform_allocation(
     token_sequences: Documents, vocab_size: int, n_emb: int, k_max: int
 ) -> list[int]:
-    """The same number of rows for every token, up to one; the odd rows go to the most frequent."""
+    """The same number of rows for every token; those left over go to the most frequent, one each."""
     total = _total_rows(vocab_size, n_emb, k_max)
     alloc = np.full(vocab_size, total // vocab_size)
     frequency = _token_counts(token_sequences, vocab_size)
@@ -237,16 +237,18 @@ def allocation_to_bounds(alloc: Sequence[int]) -> torch.Tensor:
     """
     rows = np.asarray(alloc)
     if rows.ndim != 1 or rows.size == 0 or rows.dtype.kind not in "iu" or rows.min() < 1:
-        raise ValueError("alloc must be a list of integers, one per token, each at least 1")
+        raise ValueError(
+            f"the rows per token are {alloc!r:.60}; they must be integers, each at least 1"
+        )
     return torch.from_numpy(np.concatenate([[0], np.cumsum(rows)]).astype(np.int64))
 
 
 def _fill(alloc: np.ndarray, rows: int, frequency: np.ndarray, k_max: int) -> None:
     """Give `rows` more rows to `alloc` in place, in proportion to frequency, none above k_max.
 
-    A more frequent token gets at least as many as a rarer one, unless the cap stops it; odd rows among
-    equally frequent tokens go in the order of ids. Tokens that never occur get rows, evenly, only when
-    all others are full.
+    A more frequent token gets at least as many as a rarer one, unless the cap stops it. Rows left over
+    among equally frequent tokens go in the order of ids. Tokens that never occur get rows, evenly, only
+    when all others are full.
     """
     while rows:
         free = np.flatnonzero(alloc < k_max)

@@ -173,7 +173,7 @@ def test_bounds_are_running_sums():
 
 @pytest.mark.parametrize("alloc", [[], [1, 0, 2], [[1], [2]], [1.0, 2.0], ["1"]])
 def test_bounds_of_nonsense(alloc):
-    with pytest.raises(ValueError, match="alloc must be a list of integers"):
+    with pytest.raises(ValueError, match="they must be integers, each at least 1"):
         allocation_to_bounds(alloc)
 
 

@@ -18,8 +18,8 @@ PROGRAM = "python -m l3paper.data"
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog=PROGRAM,
-        description="Tokenize a text once, into one file that --data takes wherever it is taken; or, "
-        "with --describe, say what is read, what is left out, and what is held out.",
+        description="Tokenize a text once, into one file that --data can read in its place, also on "
+        "another machine; or, with --describe, say what is read, left out and held out.",
     )
     parser.add_argument("data", help="as --data of l3paper.train")
     parser.add_argument("file", type=Path, nargs="?", help="to write; its name must end in .npz")
@@ -28,6 +28,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data-bytes", type=int, metavar="N", help="as of l3paper.train")
     given = parser.parse_args(arguments)
     if given.describe:
+        if given.data.endswith(".npz"):
+            raise ValueError(
+                f"data is {given.data!r}, which is tokenized: describe the text it is from"
+            )
         documents = open_source(given.data, given.data_bytes)
         split = plan_split(documents)
         print(f"{documents.name}: {len(split.names):,} documents, {split.sizes.sum():,} characters")

@@ -40,13 +40,13 @@ class Source:
 
     name: str
     read: Callable[[], Iterable[Document]]
-    max_bytes: int | None = None
+    data_bytes: int | None = None
     left_out: str = ""
     """A sentence about the files of a folder that are not read, if there are any."""
 
     def __iter__(self) -> Iterator[Document]:
-        """Yield documents that hold text, up to `max_bytes`. A terminal is shown how far this is."""
-        empty, left = True, self.max_bytes
+        """Yield documents that hold text, up to `data_bytes`. A terminal is shown how far this is."""
+        empty, left = True, self.data_bytes
         shown = dict(unit=" characters", unit_scale=True, disable=None, delay=1, leave=False)
         with tqdm(desc=f"reading {self.name}", **shown) as bar:
             for name, text in self.read():
@@ -64,7 +64,7 @@ class Source:
             raise ValueError(f"data source {self.name!r} holds no text. {self.left_out}".strip())
 
 
-def open_source(source: str = "stdlib", max_bytes: int | None = None) -> Source:
+def open_source(source: str = "stdlib", data_bytes: int | None = None) -> Source:
     """Find the documents of `source`, which come in a fixed order.
 
     `source` is one of
@@ -74,19 +74,19 @@ def open_source(source: str = "stdlib", max_bytes: int | None = None) -> Source:
                             of their names, held-out files last; see `list_folder`
         "hf:NAME[:CONFIG]"  the column "text" of a dataset's split "train", streamed into memory
 
-    `max_bytes` stops the reading after that many bytes of UTF-8 text; a stream needs it.
+    `data_bytes` stops the reading after that many bytes of UTF-8 text; a stream needs it.
 
     Raises ValueError, here or while it is read, for a source that cannot be read or holds no text,
     and ImportError, naming the extra to install, if an optional package is missing.
     """
-    if max_bytes is not None:
-        at_least(1, max_bytes=max_bytes)
+    if data_bytes is not None:
+        at_least(1, data_bytes=data_bytes)
     if source == "stdlib":
-        return Source(source, _standard_library, max_bytes)
+        return Source(source, _standard_library, data_bytes)
     if source.startswith("hf:"):
-        if max_bytes is None:
-            raise ValueError(f"max_bytes is needed with {source!r}: a stream is read up to there")
-        documents = list(Source(source, lambda: _hub(source.removeprefix("hf:")), max_bytes))
+        if data_bytes is None:
+            raise ValueError(f"data_bytes is needed with {source!r}: a stream is read up to there")
+        documents = list(Source(source, lambda: _hub(source.removeprefix("hf:")), data_bytes))
         return Source(source, lambda: documents)
     path = Path(source)
     if not source or not (path.is_file() or path.is_dir()):
@@ -99,7 +99,7 @@ def open_source(source: str = "stdlib", max_bytes: int | None = None) -> Source:
             f"data file {path.name!r} must end in .txt or .jsonl (or .gz, .bz2, .xz, .zst after "
             "either) or .parquet"
         )
-    return Source(corpus_name(source), lambda: _files(folder, names), max_bytes, left_out)
+    return Source(corpus_name(source), lambda: _files(folder, names), data_bytes, left_out)
 
 
 def corpus_name(source: str) -> str:
@@ -157,7 +157,7 @@ def list_folder(root: Path) -> tuple[list[str], str]:
         if named_side(name) == TEST or (both and named_side(name) is None):
             names.remove(name)
             left_out["test files" if named_side(name) else "files named for neither side"] += 1
-    # Held-out files come last, so that `max_bytes` never leaves them alone, to be trained on.
+    # Held-out files come last, so that `data_bytes` never leaves them alone, to be trained on.
     names.sort(key=lambda name: (named_side(name) == VALIDATION, Path(name)))
     told = ", ".join(f"{number} {what}" for what, number in (+left_out).most_common(9))
     told = f"data folder {_printable(str(root))!r}: left out {told}" if told else ""

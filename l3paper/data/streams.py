@@ -77,7 +77,7 @@ class TokenizedCorpus:
 def load_corpus(
     source: str = "stdlib",
     vocab_size: int = 4096,
-    max_bytes: int | None = None,
+    data_bytes: int | None = None,
     cache: Path | None = None,
     tokenizer: Tokenizer | None = None,
 ) -> TokenizedCorpus:
@@ -86,16 +86,16 @@ def load_corpus(
     The tokenizer is trained on the training documents, if none is given. The result is kept in a file
     of `cache` (by default `files.cache_folder()`) whose name hashes all that it depends on. A file that
     is damaged is reported on stderr and made again; so are files of a folder that are left out. The
-    text is read several times, and never held whole.
+    text is read several times, and never held whole, unless it is a stream.
 
     A source that ends in .npz has been tokenized, see `pack_corpus`, and must have this vocabulary
     and, if one is given, this tokenizer. Raises what `open_source`, `plan_split` and `train_tokenizer`
     raise, and ValueError for an .npz file that cannot be used.
     """
     if source.endswith(".npz"):
-        if max_bytes is not None:
+        if data_bytes is not None:
             raise ValueError(
-                f"data_bytes is {max_bytes}, but {Path(source).name} is tokenized: leave it out"
+                f"data_bytes is {data_bytes}, but {Path(source).name} is tokenized: leave it out"
             )
         corpus = _unpack(Path(source), vocab_size)
         if tokenizer and corpus.tokenizer.to_str() != tokenizer.to_str():
@@ -104,7 +104,7 @@ def load_corpus(
                 "to start from; give the text itself, or a file that this tokenizer made"
             )
         return corpus
-    documents = open_source(source, max_bytes)
+    documents = open_source(source, data_bytes)
     if documents.left_out:
         print(documents.left_out, file=sys.stderr)
     sha256 = fingerprint(documents)

@@ -13,9 +13,9 @@ from l3paper.data.sources import Document, fingerprint, list_folder, open_source
 documents_of = st.lists(st.builds(Document, st.text(max_size=8), st.text(max_size=8)), min_size=2)
 
 
-def read(source="stdlib", max_bytes=None):
+def read(source="stdlib", data_bytes=None):
     """All documents of a source."""
-    return list(open_source(str(source), max_bytes))
+    return list(open_source(str(source), data_bytes))
 
 
 def fill(folder, *names):
@@ -163,17 +163,17 @@ def test_unusable_source_is_refused(tmp_path, monkeypatch, name, message):
         read(name)
 
 
-def test_max_bytes_is_checked():
-    with pytest.raises(ValueError, match="max_bytes is 0; it must be at least 1"):
+def test_data_bytes_is_checked():
+    with pytest.raises(ValueError, match="data_bytes is 0; it must be at least 1"):
         read("stdlib", 0)
-    with pytest.raises(ValueError, match="max_bytes is needed with 'hf:some/set'"):
+    with pytest.raises(ValueError, match="data_bytes is needed with 'hf:some/set'"):
         read("hf:some/set")
 
 
 @given(full=st.lists(st.text(min_size=1, max_size=6), min_size=1, max_size=5), limit=st.integers(1, 60))
 @example(full=["aé", "b"], limit=2)
 @example(full=["a", "é"], limit=2)
-def test_max_bytes_cuts_between_characters(tmp_path_factory, full, limit):
+def test_data_bytes_cuts_between_characters(tmp_path_factory, full, limit):
     path = tmp_path_factory.getbasetemp() / "cut.jsonl"
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in full))
     assume(len(full[0][0].encode()) <= limit)
@@ -186,7 +186,7 @@ def test_max_bytes_cuts_between_characters(tmp_path_factory, full, limit):
     assert not rest or len((kept + rest[0]).encode()) > limit
 
 
-def test_max_bytes_below_the_first_character_leaves_no_text(tmp_path):
+def test_data_bytes_below_the_first_character_leaves_no_text(tmp_path):
     (tmp_path / "a.txt").write_text("é")
     with pytest.raises(ValueError, match="holds no text"):
         read(tmp_path / "a.txt", 1)

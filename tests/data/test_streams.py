@@ -79,7 +79,7 @@ def test_cache_answers_for_the_same_text_wherever_it_is(pristine, text_file, tmp
     assert (file.stat().st_ino, file.stat().st_mtime_ns) == (written.st_ino, written.st_mtime_ns)
 
 
-@pytest.mark.parametrize("change", [dict(vocab_size=299), dict(max_bytes=5000)], ids=str)
+@pytest.mark.parametrize("change", [dict(vocab_size=299), dict(data_bytes=5000)], ids=str)
 def test_cache_keeps_other_settings_apart(pristine, text_file, cache, change):
     arguments = dict(source=str(text_file), vocab_size=300) | change
     assert not same(load_corpus(cache=cache, **arguments), pristine[1])
@@ -243,4 +243,4 @@ def test_packed_corpus_has_its_own_vocabulary_and_length(packed):
     with pytest.raises(ValueError, match=r"vocab_size is 301, but woods\.npz is tokenized with 300"):
         load_corpus(str(packed), 301)
     with pytest.raises(ValueError, match=r"data_bytes is 5, but woods\.npz is tokenized"):
-        load_corpus(str(packed), 300, max_bytes=5)
+        load_corpus(str(packed), 300, data_bytes=5)

@@ -61,7 +61,7 @@ BAD_FLAGS = [
     ("--save=", "--save", "the path is empty"),
     ("--checkpoint-dir=", "--checkpoint-dir", "the path is empty"),
     ("--data hf:some/set", "'hf:some/set'", "needed"),
-    ("--data-bytes 0", "max_bytes is 0", "at least 1"),
+    ("--data-bytes 0", "data_bytes is 0", "at least 1"),
     ("--preset huge", "'huge'", "smoke"),
     ("--unknown 3", "unrecognized", "--unknown 3"),
 ]
