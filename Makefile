@@ -30,7 +30,7 @@ quick: $(READY)
 	$(TEST) -m 'not slow' tests/test_allocation.py tests/test_layer.py tests/test_gpt.py tests/lookup/test_reference.py \
 		tests/lookup/test_grouped.py tests/parts
 
-# With an NVIDIA GPU: check, time and train there. PARTS="main --minutes 9" runs one part, for so long.
+# With an NVIDIA GPU: check, time and train there. PARTS="rivals --minutes 9" runs one part, for so long.
 # GPU_PYTHON=python3 takes an interpreter that has a CUDA PyTorch already.
 GPU_PYTHON ?= $(BIN)/python
 gpu: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(READY))

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from l3paper.errors import command
 from l3paper.experiments.claims import short_table, table
-from l3paper.records import RECORDS, for_stdout
+from l3paper.experiments.runs import RUNS
+from l3paper.records import for_stdout
 
 PROGRAM = "python -m l3paper.claims"
 
@@ -17,10 +18,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(PROGRAM, description=__doc__)
     parser.add_argument("--short", action="store_true", help="the claims that the README shows")
     flags = parser.parse_args(arguments)
-    if not any(RECORDS.glob("**/*.json")):
+    if not any(RUNS.glob("*.jsonl")):
         raise ValueError(
-            f"there are no records in {str(RECORDS)!r}: run this in a checkout, which holds the "
-            "recorded runs, or record your own with python -m l3paper.experiments"
+            f"there are no records in {str(RUNS)!r}: run this in a checkout, which holds the recorded "
+            "runs, or record your own with python -m l3paper.experiments and name their folder in "
+            "$L3_RECORDS"
         )
     print(for_stdout(short_table() if flags.short else table()))
 

@@ -8,7 +8,6 @@ from l3paper.experiments.runs import OPEN, MissingRun
 from l3paper.experiments.search import Family, results
 from l3paper.experiments.statistics import (
     AGREES,
-    LEVEL,
     UNDECIDED,
     Evidence,
     Gain,
@@ -30,7 +29,7 @@ ALTERNATIVES = {
 
 @dataclass(frozen=True)
 class Records:
-    """The families of an experiment, and those of `rivals`, if on the same text, to compare with."""
+    """The families of an experiment, and those to compare them with: of `rivals`, if on its text."""
 
     families: dict[str, Family]
     references: dict[str, Family]
@@ -54,12 +53,15 @@ def recorded(experiment: str) -> Records:
 
     Raises MissingRun, with the command that records the experiment, if a run is missing.
     """
-    text = EXPERIMENTS[experiment].text
-    try:
-        return Records(results(experiment), results("rivals") if text == TEXT else {})
-    except MissingRun as error:
-        command = f"python -m l3paper.experiments {experiment} --data {text!r}"
-        raise MissingRun(f"{OPEN}: {command}") from error
+    names = [experiment] + ["rivals"] * (EXPERIMENTS[experiment].text == TEXT)
+    families = []
+    for name in names:
+        try:
+            families.append(results(name))
+        except MissingRun as error:
+            command = f"python -m l3paper.experiments {name} --data {EXPERIMENTS[name].text!r}"
+            raise MissingRun(f"{OPEN}: {command}") from error
+    return Records(families[0], families[-1])
 
 
 def alternatives() -> dict[str, Gain | None]:
@@ -84,8 +86,7 @@ def say(gains: Mapping[str, Gain | None]) -> dict[str, str]:
         if row is None:
             said[name] = OPEN
         elif verdict.word == UNDECIDED:
-            needed = row.seeds_needed(LEVEL / len(rows)) or "more than 1,000"
-            said[name] = f"{gain}, not decided; {needed} seeds would decide"
+            said[name] = f"{gain}, not decided; {row.what_would_decide(len(rows))}"
         else:
             said[name] = f"{gain}, {'better' if verdict.word == AGREES else 'worse'}"
     return said

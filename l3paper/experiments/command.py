@@ -33,7 +33,7 @@ from l3paper.experiments.catalogue import EXPERIMENTS
 from l3paper.experiments.report import summary
 from l3paper.experiments.runs import RUNS, add_record, read_records, read_runs, run_name
 from l3paper.experiments.search import LR_SCALES, Family, read_families, run_at
-from l3paper.files import cache_folder, locked
+from l3paper.files import cache_folder, locked, require_writable
 from l3paper.records import for_stdout
 from l3paper.train import Diverged, train
 from l3paper.training.config import PRESETS, TrainConfig
@@ -58,13 +58,14 @@ def run_experiment(
     be used, and for records made with another text.
     """
     plan, path = EXPERIMENTS[name].plan(preset, data, seeds), folder / f"{name}.jsonl"
+    require_writable(path)
     # Build every corpus once, before the runs compete for it.
     sizes = {(family.config.vocab_size, family.config.data_bytes) for family in plan.values()}
     texts = {load_corpus(data, *size).sha256 for size in sizes}
     read = partial(read_runs, folder=folder, texts=texts)
     families, missing = read_families(plan, read)
     least = []
-    for config, searched, number in plan.values():
+    for config, searched, number in (plan[name] for name in plan if name not in families):
         start = families.get(config.init_from)
         least += [run_at(searched, scale, 0, start) for scale in LR_SCALES]
         least += [run_at(config, config.lr_scale, seed, start) for seed in range(number)]
@@ -98,7 +99,9 @@ def prediction(missing: list[TrainConfig], recorded: list[dict], jobs: int) -> s
     if not missing or not speeds:
         return f"up to {len(missing)} runs to train"
     hours = statistics.median(speeds) * sum(map(size, missing)) / jobs / 3600
-    return f"up to {len(missing)} runs to train, {hours:.1f} hours by the {len(speeds)} recorded runs"
+    return (
+        f"up to {len(missing)} runs to train, about {hours:.1f} hours, judging by {len(speeds)} records"
+    )
 
 
 def make_run(config: TrainConfig, path: Path) -> None:

@@ -8,7 +8,7 @@ import json
 import math
 import os
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ def _settings(config: TrainConfig) -> dict:
 
 
 def read_records(folder: Path) -> dict[str, dict]:
-    """All records of a folder's files, by the name of the run."""
+    """All records of a folder's files, by the name of the run. Raises ValueError for other lines."""
     records = {}
     for path in sorted(folder.glob("*.jsonl")):
         state = path.stat()
@@ -66,8 +66,14 @@ def read_records(folder: Path) -> dict[str, dict]:
 @lru_cache(maxsize=128)  # one table of results reads the same files many times
 def _read_file(path: Path, state: tuple[int, int, int]) -> dict[str, dict]:
     """The records of one file, by the name of the run; `state` tells a changed file from the same."""
-    records = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-    return {record["name"]: record for record in records}
+    records = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            record = json.loads(line)
+            records[record["name"]] = record
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{path}, line {number} is not a recorded run: move it away") from error
+    return records
 
 
 def add_record(path: Path, name: str, record: dict) -> None:
@@ -101,12 +107,15 @@ def check_run(
 ) -> None:
     """Raise ValueError, naming the run, unless its record is of this configuration.
 
-    That is so if a setting differs (a default may have changed), or if the SHA-256 of its text is not
-    among `texts` (None allows any).
+    That is so if a setting differs (a default may have changed) or is unknown, or if the SHA-256 of its
+    text is not among `texts` (None allows any).
     """
     ignored = {"device", "data"}
     ignored |= {rate for rate, kinds in _RATES_OF_KINDS.items() if config.kind not in kinds}
-    recorded = _settings(replace(TrainConfig(), **record["config"]))
+    try:
+        recorded = _settings(TrainConfig(**record["config"]))
+    except TypeError as error:
+        raise ValueError(f"{name} records a run of another version: {error}; move it away") from error
     differing = [
         f"{setting} = {recorded[setting]!r}, not {value!r}"
         for setting, value in _settings(config).items()

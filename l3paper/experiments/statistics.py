@@ -103,6 +103,7 @@ def paired_gain(of: Sequence[float], over: Sequence[float]) -> Gain:
 
     Raises what `over_seeds` raises, and ValueError for different numbers of seeds.
     """
+    _require_equal(of=of, over=over)
     return over_seeds([theirs - ours for ours, theirs in zip(of, over, strict=True)])
 
 
@@ -118,9 +119,16 @@ def share_contrast(part: Sequence[float], whole: Sequence[float], share: float) 
     dense - uniform and the whole dense - LZW. The ratio itself is not tested: it is not normally
     distributed, and it explodes where the whole comes near 0. Multiplied out, the claim is about a
     linear contrast of paired losses, to which Student's t applies. Fieller's interval of a ratio (1954)
-    is the set of shares that this test does not reject.
+    is the set of shares that this test does not reject. Raises what `paired_gain` raises.
     """
+    _require_equal(part=part, whole=whole)
     return over_seeds([p - share * w for p, w in zip(part, whole, strict=True)])
+
+
+def _require_equal(**by_seed: Sequence[float]) -> None:
+    (one, first), (other, second) = by_seed.items()
+    if len(first) != len(second):
+        raise ValueError(f"{one} has {len(first)} seeds and {other} {len(second)}; give both the same")
 
 
 def slope_per_doubling(x: Sequence[float], gaps: Sequence[Sequence[float]]) -> Gain:
@@ -155,8 +163,9 @@ def two_way_interval(
 
     `gaps`, of shape (seeds, documents), holds differences of losses summed over each document, in nats;
     `tokens`, of shape (documents,), its numbers of tokens. Both sides are resampled independently, with
-    replacement: the pigeonhole bootstrap (Owen 2007), which errs on the long side. Its percentiles are
-    expanded (Hesterberg, arXiv:1411.5279), so that few seeds make it as long as Student's interval.
+    replacement: the pigeonhole bootstrap (Owen 2007), which is rather too long than too short. Its
+    percentiles are expanded (Hesterberg, arXiv:1411.5279): with few seeds it is as long as Student's
+    interval.
 
     Raises ValueError for fewer than five seeds: no resample leaves the range of the seeds, which misses
     the centre of a symmetric distribution with probability 2 / 2**seeds, 25 % for three.
@@ -217,9 +226,11 @@ class Evidence:
         """The two-sided p value: twice the smaller of the two, since the verdict may go either way."""
         return min(1.0, 2 * min(self.p_agrees, self.p_disagrees))
 
-    def seeds_needed(self, level: float = LEVEL) -> int | None:
-        """Return how many seeds would decide the claim if its mean and deviation are the true ones."""
-        return seeds_needed(self.gain.mean, self.gain.deviation.value, self.above, self.below, level)
+    def what_would_decide(self, claims: int) -> str:
+        """Say how many seeds would decide the claim, one of so many, if what was seen is typical."""
+        mean, deviation = self.gain.mean, self.gain.deviation.value
+        needed = seeds_needed(mean, deviation, self.above, self.below, LEVEL / claims)
+        return f"{needed or f'more than {MOST:,}'} seeds would decide"
 
 
 class Verdict(NamedTuple):
@@ -247,14 +258,15 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def verdicts(table: Sequence[Evidence | None], level: float = LEVEL) -> list[Verdict]:
     """Return the verdict on every claim of a table, at `level` for all of them together.
 
-    A claim on which there is no evidence yet, None, has the p value 1: it is counted all the same, so
-    that verdicts stay when evidence on others comes in.
+    A claim on which there is no evidence yet, None, has the p value 1 and is counted all the same: new
+    evidence on other claims may decide an undecided one, and changes no verdict that is given.
 
     Holm's procedure corrects the two-sided p values, and a rejected row takes the side of its smaller
     p value. This is valid. If the true gain is exactly on a claim's limit, both verdicts are wrong; the
-    row is then an ordinary two-sided test, for which Holm's guarantee holds. Elsewhere only one verdict
-    is wrong, and no more probable. That the guarantee extends to such errors of direction is proven for
-    independent rows (Shaffer 1980; Finner 1999); the tests simulate it for rows that share a model.
+    row is then an ordinary two-sided test, for which Holm's guarantee holds. Elsewhere only one of the
+    two verdicts is wrong, and its probability is not greater. That the guarantee extends to such errors
+    of direction is proven for independent rows (Shaffer 1980; Finner 1999); the tests simulate it for
+    rows that share a model.
     """
     return [
         Verdict(UNDECIDED, p)

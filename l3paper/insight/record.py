@@ -24,6 +24,7 @@ from l3paper.data.tokenizer import token_text
 from l3paper.errors import at_least, command, nonempty_path
 from l3paper.experiments.catalogue import DENSE, PER_LAYER_LR, SMALL, Changes, spread
 from l3paper.experiments.runs import MissingRun, check_run
+from l3paper.files import require_writable
 from l3paper.gpt import GPT
 from l3paper.insight.lens import train_lens
 from l3paper.insight.rows import Choice, choices, explore
@@ -50,7 +51,7 @@ TOKENS = 5
 
 
 def held_out_ids(corpus: TokenizedCorpus, length: int, most: int = 32768) -> Tensor:
-    """The first `most` tokens of the held-out text or so, as sequences (B, length)."""
+    """About the first `most` tokens of the held-out text, as sequences (B, length)."""
     require_length(corpus.validation, length, "held-out text")
     sequences = max(1, min(most, len(corpus.validation) - 1) // length)
     return torch.from_numpy(corpus.validation[: sequences * length].astype(np.int64)).view(-1, length)
@@ -101,7 +102,8 @@ def record_insight(run: TrainedRun, lens_steps: int, held_out: int = 32768) -> d
 def _parts(choice: Choice, least_positions: int = 20) -> dict:
     """The two parts of the mean distance, over frequent tokens of several rows.
 
-    Rarer ones are left out: the mean softmax of a few positions leaves hardly anything to the context.
+    Rarer ones are left out: with few positions, the mean softmax is close to every single one, so that
+    almost nothing would count as context.
     "rows_used" is the exponential of the entropy of a token's mean softmax, averaged over positions.
     """
     counts = choice.token_ids.bincount()[choice.token_ids]
@@ -159,7 +161,8 @@ def insights(
     looks = {name: [] for name in models}
     for look in _looks(preset, seeds, folder, data, models):
         if not look.path.exists():
-            raise MissingRun(f"there is no {look.path.name}: run {PROGRAM} --preset {preset}")
+            command = f"{PROGRAM} --preset {preset} --data {data!r}"
+            raise MissingRun(f"there is no {look.path.name}: run {command}")
         looks[look.model].append(look.read())
     return looks
 
@@ -220,6 +223,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     flags = parser.parse_args(arguments)
     at_least(1, seeds=flags.seeds)
+    require_writable(flags.folder / "any")
     looks = _looks(flags.preset, flags.seeds, flags.folder, flags.data)
     for look in tqdm(looks, desc="insight", unit="run"):
         if look.path.exists():

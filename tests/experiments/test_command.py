@@ -138,9 +138,8 @@ def test_prediction_scales_recorded_runs():
     config = replace(TINY, n_embd=32, num_iterations=50)
     recorded = {"seconds": 100, "config": asdict(config)}
     missing = replace(config, n_embd=64, num_iterations=100)
-    assert prediction([missing] * 9, [recorded], 2) == (
-        "up to 9 runs to train, 0.5 hours by the 1 recorded runs"  # 9 times 4 times 100 s, in pairs
-    )
+    said = prediction([missing] * 9, [recorded], 2)  # 9 times 4 times 100 s, in pairs
+    assert said == "up to 9 runs to train, about 0.5 hours, judging by 1 records"
     assert prediction([missing], [], 2) == "up to 1 runs to train"
 
 
