@@ -1,5 +1,12 @@
 """What all tests share: an environment of their own, and two texts."""
 
+# ruff: noqa: E402
+
+import os
+
+for name in ("L3_COMMIT", "L3_FIGURES", "L3_PRESET", "L3_RECORDS", "L3_TEXT", "RANK", "WORLD_SIZE"):
+    os.environ.pop(name, None)  # before the package reads them
+
 import signal
 
 import pytest
@@ -18,12 +25,11 @@ WORDS = [f"{tree}{part}" for tree in TREES for part in ("bark", "leaf", "root", 
 
 @pytest.fixture(scope="session", autouse=True)
 def own_environment(tmp_path_factory):
-    """A cache of the session's own, no preset from outside, one thread, signals as in a terminal."""
+    """A cache of the session's own, one thread, signals as in a terminal."""
     if hasattr(signal, "SIGHUP"):  # which nohup has ignored
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("L3_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.delenv("L3_PRESET", raising=False)
         torch.set_num_threads(1)
         yield
 

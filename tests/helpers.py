@@ -30,6 +30,7 @@ SIZES = dict(
     num_iterations=8,
     eval_every=3,
     l3_n_emb=500,
+    device="cpu",
 )
 """A tiny run."""
 

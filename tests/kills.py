@@ -34,6 +34,7 @@ SETTINGS = {
     "eval-every": 8,
     "eval-tokens": 100,
     "checkpoint-every": 3,
+    "device": "cpu",
 }
 FLAGS = ["--resume", *(f"--{name}={value}" for name, value in SETTINGS.items())]
 

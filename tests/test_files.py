@@ -210,8 +210,11 @@ def read_only():
     root = os.geteuid() == 0
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o555)
-        if root:
-            os.seteuid(65534)
+        try:
+            if root:
+                os.seteuid(65534)
+        except PermissionError:
+            pytest.skip("this root cannot be another user")
         try:
             yield Path(folder)
         finally:

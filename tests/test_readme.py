@@ -16,7 +16,7 @@ from l3paper.training.config import from_flags
 
 ROOT = Path(__file__).parents[1]
 README, MANUAL = PATHS = ROOT / "README.md", ROOT / "l3paper" / "README.md"
-TEXTS = [path.read_text() for path in PATHS]
+TEXTS = [path.read_text(encoding="utf-8") for path in PATHS]
 NOTEBOOK_TEXTS = {
     path.name: "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells)
     for path in sorted(NOTEBOOKS.glob("*.ipynb"))

@@ -206,15 +206,6 @@ def test_progress_that_is_not_a_measurement_is_skipped(config, stopped, change, 
     assert "step-000000007 is skipped" in capsys.readouterr().err
 
 
-def test_damaged_checkpoints_are_not_among_those_kept(config, stopped):
-    flip(stopped.folder / "step-000000007" / "weights.safetensors")
-    settings = replace(stopped, every=100, keep=2)
-    interrupted(config, settings, 8)
-    assert {"step-000000006", "step-000000008"} < {f.name for f in stopped.folder.iterdir()}
-    flip(stopped.folder / "step-000000008" / "weights.safetensors")
-    train(config, False, settings)
-
-
 def test_a_folder_of_the_users_own_stays(config, stopped):
     (stopped.folder / ".step-notes").mkdir()
     train(config, False, stopped)

@@ -187,7 +187,7 @@ def test_data_bytes_cuts_between_characters(tmp_path_factory, full, limit):
 
 
 def test_data_bytes_below_the_first_character_leaves_no_text(tmp_path):
-    (tmp_path / "a.txt").write_text("é")
+    (tmp_path / "a.txt").write_text("é", encoding="utf-8")
     with pytest.raises(ValueError, match="holds no text"):
         read(tmp_path / "a.txt", 1)
 

@@ -87,8 +87,11 @@ def test_verdicts_stay_when_other_records_come_in(made_up, monkeypatch):
     before = {row[0]: row for row in claims.table()}
     monkeypatch.setitem(MEANS, "k_max", {"k = 64": 3.5, "no cap": 3.5005})
     after = {row[0]: row for row in claims.table()}
-    changed = {text for text in before if before[text][2] != after[text][2]}
-    assert changed == {"A cap of 64 rows costs nothing"}
+    decided = [text for text in before if before[text][-1].startswith(("agrees", "disagrees"))]
+    assert len(decided) > 5
+    for text in decided:
+        assert after[text][-1].partition(",")[0] == before[text][-1].partition(",")[0]
+    assert after["A cap of 64 rows costs nothing"][2]
 
 
 def test_the_short_table_has_the_verdicts_of_the_whole_one(made_up):
@@ -146,7 +149,7 @@ def test_speeds_are_read_from_the_records_of_a_gpu(monkeypatch, tmp_path):
 
 
 def test_readme_shows_the_short_table_as_the_records_have_it():
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     assert markdown(claims.short_table()) in readme
 
 

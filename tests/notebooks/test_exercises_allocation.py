@@ -85,12 +85,3 @@ def test_the_animation_ends_with_algorithm_1():
     plt.close("all")
     pieces, walked, rest = 4, 2, 2
     assert len(frames) == pieces + walked + rest
-
-
-def test_drawings_draw():
-    counts = np.arange(40, 0, -1)
-    draw.idea(["a"] * 2, "b", ["one", "two"], np.full((2, 2), 0.5))
-    draw.zipf(np.minimum(counts, 30), counts, 30, {3: "c"})
-    draw.uncertainty(np.linspace(0, 4, 60), np.linspace(0.2, 2, 60))
-    draw.cap([2, 4], [3, 5], 2, 6)
-    plt.close("all")

@@ -2,11 +2,8 @@
 
 import numpy as np
 import pytest
-from matplotlib import pyplot as plt
 from scipy import stats
 
-from l3paper.experiments.statistics import paired_gain
-from l3paper.notebooks.drawings import training as draw
 from l3paper.notebooks.exercises import check
 from l3paper.train import learning_rate_factor
 
@@ -60,19 +57,3 @@ def test_right_answers_pass(number, answer, capsys):
 def test_wrong_answers_get_a_hint(number, answer, hint):
     with pytest.raises(AssertionError, match=hint):
         check(f"04.{number}", answer)
-
-
-def test_figures_are_drawn():
-    losses = {"dense": [[4.2, 4.0], [4.3, 4.1]], "L3": [[4.1, 3.9], [4.2, 3.9]]}
-    final = {
-        family: {seed: run[-1] for seed, run in enumerate(runs)} for family, runs in losses.items()
-    }
-    gain = paired_gain(list(final["L3"].values()), list(final["dense"].values()))
-    figs = [
-        draw.schedules({20: [learning_rate_factor(step, 20) for step in range(20)]}),
-        draw.curves([10, 20], losses, "Live", "a sample"),
-        draw.search({family: {0.5: 3.0, 1.0: 2.0, 2.0: 3.0} for family in losses}),
-        draw.recorded(final, gain),
-    ]
-    assert [len(fig.axes) for fig in figs] == [1, 2, 1, 2]
-    plt.close("all")

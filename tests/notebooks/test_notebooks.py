@@ -142,7 +142,7 @@ def test_figures_are_saved_under_the_notebooks_number(path):
 
 def test_no_figure_without_a_notebook():
     saved = "\n".join(cell.source for path in PATHS for cell in code_cells(path))
-    for figure in (ROOT / "figures").glob("*.*"):
+    for figure in (ROOT / "figures").glob("[!.]*.*"):
         assert f'"{figure.stem}"' in saved, figure.name
 
 

@@ -1,6 +1,7 @@
 """`python -m l3paper.train`: what it refuses, writes and prints."""
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import fields
@@ -22,7 +23,7 @@ def test_help_explains_every_setting(monkeypatch, capsys):
         main(["--help"])
     text = capsys.readouterr().out
     for option in fields(TrainConfig):
-        assert f"--{option.name.replace('_', '-')} " in text
+        assert re.search(f"--{option.name.replace('_', '-')}[ ,]", text)
         assert option.metadata["help"] in text
 
 
@@ -39,10 +40,16 @@ BAD_FLAGS = [
     ("--n-head 32", "n_head = 32", "n_embd = 32"),
     ("--n-head 4 --n-kv-head 3", "n_kv_head is 3", "divide n_head = 4"),
     ("--seed -1", "seed is -1", "at least 0"),
+    ("--seed 99999999999999999999", "seed is 99999999999999999999", "at most"),
+    ("--vocab-size 1" + 30 * "0", "vocab_size is 1000", "at most"),
+    ("--depth 2147483647 --n-embd 2 --n-head 1", "n_layer is 2147483647", "at most"),
+    ("--stand-in deeper --l3-d-up 2147483647", "l3_d_up is 2147483647", "at most"),
     ("--lr-scale 0", "lr_scale is 0.0", "above 0"),
     ("--lr-scale nan", "lr_scale is nan", "above 0"),
     ("--lr-scale inf", "lr_scale is inf", "finite"),
+    ("--lr-scale 1e45", "lr_scale is 1e+45", "at most 1e+30"),
     ("--table-lr -1", "table_lr is -1.0", "above 0"),
+    ("--table-lr 1e30", "table_lr is 1e+30", "at most 1000"),
     ("--router-lr 0", "router_lr is 0.0", "above 0"),
     ("--vocab-size 256", "vocab_size is 256", "257"),
     ("--vocab-size 90000 --l3-n-emb 0", "vocab_size is 90000", "supports only"),
@@ -51,6 +58,7 @@ BAD_FLAGS = [
     ("--l3-after-layers a", "l3_after_layers is 'a'", "'1,3'"),
     ("--l3-n-emb 299", "l3_n_emb is 299", "at least 300"),
     ("--l3-k-max 0", "l3_k_max is 0", "at least 1"),
+    ("--l3-k-max 1", "l3_k_max is 1", "cannot own"),
     ("--l3-k-max -3", "l3_k_max is -3", "at least 1"),
     ("--l3-d-up -1", "l3_d_up is -1", "at least 0"),
     ("--l3-d-emb 16", "d_emb is 16", "n_embd = 32"),
