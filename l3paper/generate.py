@@ -41,8 +41,8 @@ def stream(
 
     A temperature of 0 takes the most probable token. Otherwise one is drawn: of the top_k most
     probable, and of the fewest whose probabilities add up to top_p. Raises ValueError for numbers out
-    of range and for a prompt that is empty or, with the new tokens, longer than the model's
-    sequence_len; and, while it runs, for logits that are not finite.
+    of range and for a prompt that is empty, has ids outside the vocabulary or is, with the new tokens,
+    longer than the model's sequence_len; and, while it runs, for logits that are not finite.
     """
     _check(model, prompts, new_tokens, temperature, top_k, top_p, seed)
     generator = torch.Generator(model.device).manual_seed(seed)
@@ -97,6 +97,11 @@ def _check(model, prompts, new_tokens, temperature, top_k, top_p, seed) -> None:
     for i, prompt in enumerate(prompts):
         if not len(prompt):
             raise ValueError(f"prompt {i} is empty; it needs at least one token")
+        if not 0 <= min(prompt) <= max(prompt) < model.config.vocab_size:
+            raise ValueError(
+                f"prompt {i} has ids {min(prompt)} .. {max(prompt)}; they must be in "
+                f"0 .. {model.config.vocab_size - 1}"
+            )
     at_least(0, new_tokens=new_tokens, seed=seed)
     at_most(2**63 - 1, seed=seed)
     longest, limit = max(map(len, prompts)), model.config.sequence_len

@@ -11,6 +11,7 @@ from l3paper import GPT, GPTConfig, allocation_to_bounds
 from l3paper.checkpoints.model import TABLES, load_model, require_place, save_model
 from l3paper.data.tokenizer import train_tokenizer
 from l3paper.generate import LEAST, choose, generate, main
+from l3paper.lookup.offload import offload_tables
 
 CPU = torch.device("cpu")
 VOCAB = 300
@@ -143,6 +144,8 @@ def test_tokens_are_drawn_by_their_chances(how, shares):
     [
         ([], 1, {}, "prompts is empty"),
         ([[1], []], 1, {}, "prompt 1 is empty"),
+        ([[1], [5, 300]], 1, {}, "prompt 1 has ids 5 .. 300; they must be in 0 .. 299"),
+        ([[-1]], 1, {}, "prompt 0 has ids -1 .. -1"),
         ([[1]], -1, {}, "new_tokens is -1"),
         ([[1] * 20], 5, {}, "20 tokens of prompt and new_tokens = 5 exceed .* sequence_len = 24"),
         ([[1]], 1, {"temperature": -1.0}, "temperature is -1.0"),
@@ -306,6 +309,25 @@ def test_saving_replaces_a_model_and_leaves_nothing_behind(saved):
     model, _ = load_model(saved(WITH_L3), CPU)
     assert model.config == WITH_L3
     assert sorted(path.name for path in folder.parent.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda model: model.l3_layers["0"].bfloat16(), "weights are torch.bfloat16, torch.float64"),
+        (lambda model: model.l3_layers["2"].bounds.zero_(), "no bounds yet"),
+        (lambda model: offload_tables(model, CPU), "come from a store"),
+    ],
+    ids=["two types", "no bounds", "offloaded"],
+)
+def test_a_model_that_could_not_be_loaded_is_not_saved(saved, spoil, message):
+    folder = saved(WITH_L3)
+    model, tokenizer = load_model(folder, CPU)
+    spoil(model)
+    before = sorted(path.stat().st_ino for path in folder.parent.rglob("*"))
+    with pytest.raises(ValueError, match=message):
+        save_model(folder, model, tokenizer)
+    assert sorted(path.stat().st_ino for path in folder.parent.rglob("*")) == before
 
 
 def test_what_links_lead_into_the_model_s_folder_is_not_lost(tmp_path):

@@ -344,6 +344,9 @@ def test_bfloat16_is_close_and_trains(config):
         (dict(l3_k_max=0), "l3_k_max is 0"),
         (dict(l3_d_up=-1), "l3_d_up is -1"),
         (dict(l3_d_emb=16), "l3_d_emb is 16, but tied"),
+        (dict(n_embd=32.0), "n_embd is 32.0; it must be of type int"),
+        (dict(l3_after_layers=2), "l3_after_layers is 2; it must be of type str"),
+        (dict(l3_tie_kv=1), "l3_tie_kv is 1; it must be of type bool"),
     ],
 )
 def test_bad_config(changes, message):
@@ -372,6 +375,20 @@ def test_bad_experts(changes, message):
 def test_bad_ids(shape):
     with pytest.raises(ValueError, match="must be \\(batch, time\\), time at most sequence_len = 12"):
         make_model(DENSE)(torch.zeros(shape, dtype=torch.long))
+
+
+@pytest.mark.parametrize("token_id", [-1, 40])
+def test_ids_outside_the_vocabulary(token_id):
+    with pytest.raises(ValueError, match=r"they must be in 0 \.\. 39"):
+        make_model(DENSE)(torch.tensor([[3, token_id]]))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 9), (16,)])
+def test_targets_of_another_shape(shape):
+    model, idx = make_model(DENSE), torch.zeros(2, 8, dtype=torch.long)
+    for use in (model, model.token_losses):
+        with pytest.raises(ValueError, match=r"targets have shape .* that of idx: \(2, 8\)"):
+            use(idx, torch.zeros(shape, dtype=torch.long))
 
 
 def test_bounds_of_another_vocabulary():

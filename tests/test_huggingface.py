@@ -1,6 +1,7 @@
 """L3 layers in tiny random models of Hugging Face transformers, and in what loads such models."""
 
 import copy
+import json
 
 import pytest
 import torch
@@ -181,6 +182,12 @@ def test_what_cannot_have_layers_is_refused(tmp_path):
     make_dense().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="names no L3 layers"):
         from_pretrained(tmp_path)
+    add_l3_layers(make_dense(), [1], BOUNDS).save_pretrained(tmp_path / "l3")
+    assert l3_layers(from_pretrained(tmp_path, subfolder="l3"))
+    path = tmp_path / "l3" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"architectures": None}))
+    with pytest.raises(ValueError, match="has architectures = None"):
+        from_pretrained(tmp_path / "l3")
 
 
 class OwnLlama(transformers.LlamaForCausalLM):

@@ -287,6 +287,8 @@ def test_bad_bounds(bounds, message):
         (dict(d_up=-1), "d_up is -1"),
         (dict(d_emb=0), "d_emb is 0"),
         (dict(d_emb=8), "d_emb is 8, but tied"),
+        (dict(vocab_size=0), "vocab_size is 0"),
+        (dict(vocab_size=3, bounds=torch.tensor([0, 9, 24])), "vocab_size is 3, but bounds have 3"),
         (dict(lookup="fastest"), "lookup is 'fastest'; choose one of loop, padded, blocked, grouped"),
     ],
 )

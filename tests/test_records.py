@@ -102,3 +102,9 @@ def test_an_installed_package_keeps_records_in_the_cache_and_says_what_claims_ne
     assert done.stdout == f"{cache / 'records'}\n"
     assert done.stderr.startswith("python -m l3paper.claims: error: there are no records in")
     assert done.stderr.count("\n") == 1
+    runs = Path(__file__).parents[1] / "figures" / "data" / "runs"
+    own = {"PATH": "", "PYTHONPATH": str(installed), "L3_CACHE": str(cache), "L3_RECORDS": str(runs)}
+    command = [sys.executable, "-m", "l3paper.claims", "--short"]
+    done = subprocess.run(command, env=own, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "agrees" in done.stdout

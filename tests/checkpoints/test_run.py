@@ -328,7 +328,9 @@ def test_divergence_on_the_command_line(exploding, capsys, tmp_path):
     said = capsys.readouterr().err
     assert "python -m l3paper.train: step " in said
     assert "Traceback" not in said
-    assert not list(tmp_path.iterdir())
+    record = json.loads((tmp_path / "r.json").read_text())
+    assert record["diverged"] in said
+    assert len(record["train_loss"]) < record["config"]["num_iterations"]
 
 
 def test_documents_of_a_batch():

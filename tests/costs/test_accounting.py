@@ -202,6 +202,12 @@ def test_deeper_model_has_the_fewest_blocks_that_reach_the_flops_of_l3(l3, mean_
     assert account(shallower).flops_forward < wanted
 
 
+def test_no_deeper_model_is_made_up_where_a_block_costs_too_much():
+    l3 = GPTConfig(1024, 100, 1, 2, 2, 64, l3_after_layers="0", l3_n_emb=400)
+    with pytest.raises(ValueError, match="no model of 2 blocks costs as little"):
+        match_deeper(l3, mean_rows=4)
+
+
 @TO_MATCH
 def test_longer_training_of_the_dense_model_costs_what_l3_costs(l3, mean_rows):
     steps = more_steps(l3, mean_rows, 1000)

@@ -58,6 +58,9 @@ def test_a_family_on_another_text_is_not_compared_with_the_rivals(made_up):
 
 
 def test_what_is_not_recorded_names_its_command(made_up):
+    made_up["parts"] = made_up.pop("rivals")
+    with pytest.raises(MissingRun, match="experiments rivals --data"):
+        recorded("parts")
     with pytest.raises(MissingRun, match=r"not recorded yet: .*experiments long --data 'english, 48"):
         recorded("long")
 

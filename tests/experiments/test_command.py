@@ -143,6 +143,15 @@ def test_prediction_scales_recorded_runs():
     assert prediction([missing], [], 2) == "up to 1 runs to train"
 
 
+def test_what_is_no_recorded_run_is_named(tmp_path):
+    for line in ("<<<<<<< HEAD", '{"a": 1}', "[1]"):
+        (tmp_path / "r.jsonl").write_text(f"{line}\n")
+        with pytest.raises(ValueError, match=r"r\.jsonl, line 1 is not a recorded run"):
+            read_records(tmp_path)
+    with pytest.raises(ValueError, match=r"some run records a run of another version: .*later"):
+        check_run("some run", {"config": {"later": 1}}, TINY)
+
+
 def test_missing_run_is_named(tiny, tmp_path):
     with pytest.raises(MissingRun, match=r"the run dense-lr0\.5-seed0-\w+ is not recorded"):
         results("tiny", "smoke", tiny, 1, tmp_path)

@@ -6,6 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -102,8 +103,31 @@ def test_a_layer_served_from_a_store_equals_itself(lookup, tie_kv):
     assert not set(layer.state_dict()) & {"kv_weight", "k_weight", "v_weight"}
     with pytest.raises(ValueError, match="token_ids span"):
         layer(x, ids + 1)
-    with pytest.raises(ValueError, match="come from a store"):
-        offload_tables(model, "cpu")
+    for again in (lambda: offload_tables(model, "cpu"), lambda: layer.set_bounds(layer.bounds)):
+        with pytest.raises(ValueError, match="come from a store"):
+            again()
+
+
+def test_threads_read_one_file_without_mixing_its_rows(tmp_path):
+    tensor = torch.arange(4000.0).view(1000, 4)
+    save_file({"k": tensor}, tmp_path / "t.safetensors")
+    table = file_tables(tmp_path / "t.safetensors")["k"]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+
+    def wrong(first):
+        out = torch.empty(3, 4)
+        for _ in range(300):
+            table.read([(first, first + 2), (first + 5, first + 6)], out)
+            if not torch.equal(out, tensor[[first, first + 1, first + 5]]):
+                return True
+        return False
+
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            assert not any(threads.map(wrong, (0, 250, 500, 900)))
+    finally:
+        sys.setswitchinterval(before)
 
 
 def test_bytes_read_are_those_that_accounting_predicts():

@@ -45,6 +45,25 @@ def test_four_flags_of_nanochat():
     assert (model.l3_n_emb, model.l3_d_up, model.l3_k_max) == (9000, 77, 33)
 
 
+def test_what_a_preset_has_on_can_be_turned_off():
+    assert parse("--preset", "gpu").compile
+    assert not parse("--preset", "gpu", "--no-compile").compile
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(l3_after_layers=[1, 3]), r"l3_after_layers is \[1, 3\]; it must be of type str"),
+        (dict(data_bytes=0), "data_bytes is 0; it must be at least 1"),
+        (dict(depth=True), "depth is True; it must be of type int"),
+        (dict(lr_scale="1"), "lr_scale is '1'; it must be of type float"),
+    ],
+)
+def test_settings_of_another_type_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(**changes)
+
+
 def test_every_setting_has_its_flag():
     changed = TrainConfig(
         data="a.txt",
