@@ -314,7 +314,7 @@ def test_saving_replaces_a_model_and_leaves_nothing_behind(saved):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda model: model.l3_layers["0"].bfloat16(), "weights are torch.bfloat16, torch.float64"),
+        (lambda model: model.l3_layers["0"].bfloat16(), "weights are torch.bfloat16, torch.float32"),
         (lambda model: model.l3_layers["2"].bounds.zero_(), "no bounds yet"),
         (lambda model: offload_tables(model, CPU), "come from a store"),
     ],
