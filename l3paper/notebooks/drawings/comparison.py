@@ -90,8 +90,9 @@ def lead(
     It is measured on one sample of the held-out text.
     """
     fig, ax = figure(width=8.5, height=4.2)
-    for (name, runs), colour in zip(gaps.items(), COLOURS, strict=False):
-        band(ax, millions, runs, colour, f"over {name}")
+    colours = dict(zip(("dense", "dense, wider", "MoE", "Engram"), COLOURS, strict=False))
+    for name, runs in gaps.items():
+        band(ax, millions, runs, colours[name], f"over {name}")
     half = max(millions) / 2
     ax.axvline(half, color="0.5", lw=1, ls=":")
     ax.text(half, ax.get_ylim()[1], " rates begin to fall", va="top", fontsize=11, color="0.35")
